@@ -1,0 +1,127 @@
+"""Capture: the wrappers become ExportedPrograms, once, with dynamic batch, sequence and cache dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx.experimental._config
+from torch.export import Dim, ExportedProgram
+
+from nanochat_x.errors import CaptureError
+from nanochat_x.model import GPT
+from nanochat_x.spec import ModelSpec
+from nanochat_x.wrappers import ExportableGPT, ExportableGPTWithCache
+
+FULL_INPUTS = ("input_ids",)
+FULL_OUTPUTS = ("logits",)
+CACHED_INPUTS = ("input_ids", "prev_ids", "cache_k", "cache_v", "position")
+CACHED_OUTPUTS = ("logits", "new_k", "new_v")
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What a target lowers: the two programs of one model, and the limits that they were captured with."""
+
+    spec: ModelSpec
+    dtype: torch.dtype
+    max_seq_len: int
+    full: ExportedProgram  # input_ids [B, T] -> logits [B, T, vocab]
+    cached: ExportedProgram  # the contract with a cache
+    decode: ExportedProgram  # `cached` at T = 1, derived from it
+
+
+def capture(model: GPT, max_seq_len: int) -> Captured:
+    """Captures a model. Raises CaptureError if torch.export cannot, or makes a dimension of the contract static."""
+    sizes = _example_sizes(model.spec, max_seq_len)
+    batch, steps, slots = next(sizes), next(sizes), next(sizes)
+    ids = torch.zeros(batch, steps, dtype=torch.long)
+    full = _export(ExportableGPT(model, max_seq_len), (ids,), (dict(enumerate(_dims(max_seq_len)[:2])),))
+    _check_dynamic(full, "full", {"input_ids": (0, 1)})
+
+    wrapper = ExportableGPTWithCache(model, max_seq_len)
+    cached = _export(wrapper, cached_example(wrapper, batch, steps, slots), _cached_dims(max_seq_len))
+    _check_dynamic(cached, "cached", {"input_ids": (0, 1), "cache_k": (1, 3), "cache_v": (1, 3), "position": (0,)})
+
+    # The step of one token is by far the most frequent one, and a compiler does better when it knows T = 1.
+    one = cached_example(wrapper, batch, 1, slots)
+    decode = _export(cached.module(check_guards=False), one, _cached_dims(max_seq_len, decode=True))
+    _check_dynamic(decode, "decode", {"input_ids": (0,), "cache_k": (1, 3), "cache_v": (1, 3), "position": (0,)})
+    return Captured(model.spec, model.dtype, max_seq_len, full, cached, decode)
+
+
+def describe_contract(captured: Captured) -> dict[str, Any]:
+    """Names, dtypes and symbolic shapes of each program's inputs and outputs, for a manifest."""
+    spec, dtype = captured.spec, str(captured.dtype).removeprefix("torch.")
+    cache = [spec.n_layer, "B", spec.n_kv_head, "S", spec.head_dim]
+    logits = {"logits": {"dtype": "float32", "shape": ["B", "T", spec.vocab_size]}}
+    ids = {"input_ids": {"dtype": "int64", "shape": ["B", "T"]}}
+    new = {"dtype": dtype, "shape": [*cache[:3], "T", spec.head_dim]}
+    cached = {
+        "inputs": ids
+        | {"prev_ids": {"dtype": "int64", "shape": ["B", 1]}}
+        | {name: {"dtype": dtype, "shape": cache} for name in ("cache_k", "cache_v")}
+        | {"position": {"dtype": "int64", "shape": ["B"]}},
+        "outputs": logits | {"new_k": new, "new_v": new},
+    }
+    return {
+        "limits": f"B >= 1, 1 <= T <= {captured.max_seq_len} (decode: T = 1), 0 <= S <= {captured.max_seq_len}, "
+        f"max(position) <= S, position + T <= {captured.max_seq_len}",
+        "prefill": cached,
+        "decode": cached,
+        "full": {"inputs": ids, "outputs": logits},
+    }
+
+
+def cached_example(
+    wrapper: ExportableGPTWithCache, batch: int, steps: int, slots: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Arguments of a cached program: zeros of the contract's shapes, rows at position 0."""
+    cache_k, cache_v = wrapper.empty_cache(batch, slots)
+    ids = torch.zeros(batch, steps, dtype=torch.long)
+    return ids, torch.zeros(batch, 1, dtype=torch.long), cache_k, cache_v, torch.zeros(batch, dtype=torch.long)
+
+
+def _cached_dims(max_seq_len: int, *, decode: bool = False) -> tuple[dict[int, Any], ...]:
+    batch, steps, slots = _dims(max_seq_len)
+    cache = {1: batch, 3: slots}
+    return ({0: batch} if decode else {0: batch, 1: steps}), {0: batch}, cache, cache, {0: batch}
+
+
+def _dims(max_seq_len: int) -> tuple[Dim, Dim, Dim]:
+    return Dim("batch", min=1), Dim("steps", min=1, max=max_seq_len), Dim("slots", min=0, max=max_seq_len)
+
+
+def _export(module: torch.nn.Module, args: tuple[Any, ...], dims: tuple[dict[int, Any], ...]) -> ExportedProgram:
+    # Without this, export takes it for granted that no size is 0 or 1, and guards against them.
+    config: Any = torch.fx.experimental._config
+    try:
+        with torch.no_grad(), config.patch(backed_size_oblivious=True):
+            return torch.export.export(module, args, dynamic_shapes=dims, strict=False)
+    except Exception as error:  # torch.export raises a dozen types, none with a common base
+        raise CaptureError(f"torch.export failed on {type(module).__name__}: {str(error).splitlines()[0]}") from error
+
+
+def _example_sizes(spec: ModelSpec, max_seq_len: int) -> Iterator[int]:
+    """Small primes that equal no size of the model.
+
+    torch.export may take two dimensions of equal example size for one (pytorch#153896).
+    """
+    taken = {
+        spec.n_layer, spec.n_head, spec.n_kv_head, spec.n_embd, spec.head_dim, spec.vocab_size, max_seq_len,
+        spec.n_head // spec.n_kv_head, spec.head_dim // 2, 4 * spec.n_embd, spec.gate_channels, spec.smear_channels,
+        spec.n_kv_head * spec.head_dim,
+    }  # fmt: skip
+    return (size for size in (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43) if size not in taken)
+
+
+def _check_dynamic(program: ExportedProgram, name: str, dims: dict[str, tuple[int, ...]]) -> None:
+    """Raises CaptureError if export specialised a dimension that the contract leaves open."""
+    placeholders = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    for tensor, open_dims in dims.items():
+        for dim in open_dims:
+            size = placeholders[tensor].shape[dim]
+            if not isinstance(size, torch.SymInt):
+                raise CaptureError(f"program {name}: dimension {dim} of {tensor} became the constant {size}")

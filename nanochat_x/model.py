@@ -1,0 +1,343 @@
+"""nanochat's forward pass, every generation of it, with or without a KV cache.
+
+    x  = norm(wte[ids]);  x = smear(x);  x0 = x
+    for i in layers:
+        x = resid_lambdas[i] * x + x0_lambdas[i] * x0
+        x = x + attention_i(norm(x))
+        x = x + c_proj(relu(c_fc(norm(x)))^2)
+    x = norm(x - backout_lambda * x_mid)
+    logits = softcap * tanh(float32(lm_head(x)) / softcap)
+
+What a generation lacks is left out; `ModelSpec` says what that is. Parameters carry nanochat's own names, so a
+checkpoint's tensors are this module's state dict.
+
+The forward pass is functional: with a cache it returns the keys and values of the new tokens, and the caller writes
+them behind the live ones. So one graph serves compilers that keep mutations and compilers that drop them, and a step
+copies its new rows, never the past.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanochat_x.spec import ModelSpec
+
+#: What torch's rms_norm adds to the mean square by default: float32's machine epsilon, for bfloat16 and float16 too
+#: (measured on torch 2.13; its documentation names the epsilon of the input's dtype).
+NORM_EPS = torch.finfo(torch.float32).eps
+
+
+class KVCache(NamedTuple):
+    """Keys and values of earlier tokens, as a call gets them."""
+
+    k: Tensor  # [L, B, H_kv, S, D]; row b holds position[b] live entries, the rest is masked and must be finite
+    v: Tensor  # the same shape
+    position: Tensor  # int64 [B]: tokens already in each row
+
+
+class Linear(nn.Module):
+    """`x @ weight.T` without bias; the weight is brought to x's dtype, as nanochat does."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Gate(Linear):
+    """`sigmoid(x[..., :channels] @ weight.T)`: a few channels to a few gates.
+
+    Written as a product and a sum, which fuse; F.linear on a slice takes a path that makes torch.export guard
+    against T = 1.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[..., : self.weight.shape[1]].unsqueeze(-2)
+        return torch.sigmoid((x * self.weight.to(x.dtype)).sum(-1))
+
+
+class Embedding(nn.Module):
+    """Rows of a table that stays in its stored dtype: only what is looked up is converted."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, width), requires_grad=False)
+
+    def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.embedding(ids, self.weight).to(dtype)
+
+
+class Attention(nn.Module):
+    """Parameters of one layer's attention; `GPT._attention` computes it."""
+
+    def __init__(self, spec: ModelSpec, layer: int) -> None:
+        super().__init__()
+        kv_width = spec.n_kv_head * spec.head_dim
+        self.c_q = Linear(spec.n_embd, spec.n_embd)
+        self.c_k = Linear(spec.n_embd, kv_width)
+        self.c_v = Linear(spec.n_embd, kv_width)
+        self.c_proj = Linear(spec.n_embd, spec.n_embd)
+        self.ve_gate = Gate(spec.gate_channels, spec.n_kv_head) if layer in spec.value_embed_layers else None
+
+
+class MLP(nn.Module):
+    """c_proj(relu(c_fc(x))^2), four times as wide inside."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.c_fc = Linear(spec.n_embd, 4 * spec.n_embd)
+        self.c_proj = Linear(4 * spec.n_embd, spec.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.c_proj(F.relu(self.c_fc(x)).square())
+        return out
+
+
+class Block(nn.Module):
+    """One layer's parameters."""
+
+    def __init__(self, spec: ModelSpec, layer: int) -> None:
+        super().__init__()
+        self.attn = Attention(spec, layer)
+        self.mlp = MLP(spec)
+
+
+class Transformer(nn.Module):
+    """The token embedding and the layers (nanochat's name for the two together)."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.wte = Embedding(spec.vocab_size, spec.n_embd)
+        self.h = nn.ModuleList(Block(spec, i) for i in range(spec.n_layer))
+
+    def blocks(self) -> Iterator[Block]:
+        """The layers in order, with their type."""
+        return (block for block in self.h if isinstance(block, Block))
+
+
+class GPT(nn.Module):
+    """A nanochat model.
+
+    `dtype` is the dtype of the computation: float32, bfloat16, float16, or float64 for a reference, which
+    keeps float32's tables: the same function, computed more exactly.
+    """
+
+    def __init__(self, spec: ModelSpec, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.spec = spec
+        self.dtype = dtype
+        self.transformer = Transformer(spec)
+        self.lm_head = Linear(spec.n_embd, spec.vocab_size)
+        if spec.lambdas:
+            self.resid_lambdas = nn.Parameter(torch.ones(spec.n_layer), requires_grad=False)
+            self.x0_lambdas = nn.Parameter(torch.zeros(spec.n_layer), requires_grad=False)
+        kv_width = spec.n_kv_head * spec.head_dim
+        if spec.value_embed_layers:
+            self.value_embeds = nn.ModuleDict(
+                {str(i): Embedding(spec.vocab_size, kv_width) for i in spec.value_embed_layers}
+            )
+        if spec.smear_channels:
+            self.smear_gate = Gate(spec.smear_channels, 1)
+            self.smear_lambda = nn.Parameter(torch.zeros(1), requires_grad=False)
+        if spec.backout_layer is not None:
+            self.backout_lambda = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    @classmethod
+    def from_weights(cls, spec: ModelSpec, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> GPT:
+        """A model over these tensors (not copied; rows beyond the vocabulary are left off by a view).
+
+        Raises RuntimeError if a tensor is missing, unknown or of the wrong shape.
+        """
+        with torch.device("meta"):
+            model = cls(spec, dtype)
+        cropped = {
+            name: tensor[: spec.vocab_size] if _has_vocab_rows(name) else tensor for name, tensor in weights.items()
+        }
+        model.load_state_dict(cropped, strict=True, assign=True)
+        model.requires_grad_(False)
+        return model.eval()
+
+    def forward(
+        self,
+        ids: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        prev_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of every position, and the new keys and values.
+
+        ids int64 [B, T], T >= 1; cos and sin [P, D / 2] for P >= every position + T. With a cache, prev_ids int64
+        [B, 1] is the token before ids[:, 0] (ignored in a row at position 0).
+        Returns float32 logits [B, T, vocab] (float64 if that is the dtype) and k, v [L, B, H_kv, T, D].
+        """
+        spec, steps = self.spec, ids.shape[1]
+        offsets = torch.arange(steps, device=ids.device)
+        positions = offsets.unsqueeze(0) if cache is None else cache.position.unsqueeze(1) + offsets  # [1 or B, T]
+        rotary = cos[positions].to(self.dtype).unsqueeze(2), sin[positions].to(self.dtype).unsqueeze(2)
+
+        x = self._embed(ids, prev_ids, positions)
+        x0, x_mid = x, x
+        new_k, new_v = [], []
+        for i, block in enumerate(self.transformer.blocks()):
+            if spec.lambdas:
+                x = self.resid_lambdas[i] * x + self.x0_lambdas[i] * x0
+            h = self._norm(x)
+            q, k, v = self._project(i, block.attn, h, ids, rotary)
+            past = None if cache is None else (cache.k[i], cache.v[i], cache.position)
+            x = x + block.attn.c_proj(attention(q, k, v, past, spec.windows[i]))
+            x = x + block.mlp(self._norm(x))
+            if i == spec.backout_layer:
+                x_mid = x
+            new_k.append(k)
+            new_v.append(v)
+        if spec.backout_layer is not None:
+            x = x - self.backout_lambda[0] * x_mid
+        logits = self.lm_head(self._norm(x))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = spec.softcap * torch.tanh(logits / spec.softcap)
+        return logits, torch.stack(new_k), torch.stack(new_v)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        # F.rms_norm spelled out: its kernel's layout check makes torch.export guard against sequences of length 1
+        y = x.to(torch.promote_types(x.dtype, torch.float32))
+        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + NORM_EPS)).to(x.dtype)
+
+    def _embed(self, ids: Tensor, prev_ids: Tensor | None, positions: Tensor) -> Tensor:
+        """Normed token embeddings [B, T, C]; smeared with the token before, where there is one."""
+        spec = self.spec
+        if not spec.smear_channels:
+            return self._norm(self.transformer.wte(ids, self.dtype))
+        # The row's first token has nothing before it: any id will do there, its gate is shut below.
+        before = ids[:, :1] if prev_ids is None else prev_ids
+        x = self._norm(self.transformer.wte(torch.cat([before, ids], dim=1), self.dtype))  # [B, 1 + T, C]
+        x, x_before = x[:, 1:], x[:, :-1]
+        gate = self.smear_lambda[0] * self.smear_gate(x)
+        gate = torch.where(positions.unsqueeze(-1) > 0, gate, 0.0)
+        return x + gate * x_before
+
+    def _project(
+        self, layer: int, attn: Attention, h: Tensor, ids: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q [B, H, T, D] and k, v [B, H_kv, T, D]: gated value embedding, rotary, norm and scale done."""
+        spec = self.spec
+        batch, steps = ids.shape
+        q = attn.c_q(h).view(batch, steps, spec.n_head, spec.head_dim)
+        k = attn.c_k(h).view(batch, steps, spec.n_kv_head, spec.head_dim)
+        v = attn.c_v(h).view(batch, steps, spec.n_kv_head, spec.head_dim)
+        if attn.ve_gate is not None:
+            embed = self.value_embeds[str(layer)](ids, self.dtype).view_as(v)
+            gate = spec.gate_scale * attn.ve_gate(h)
+            v = v + gate.unsqueeze(-1) * embed
+        q, k = self._norm(rotate(q, *rotary)), self._norm(rotate(k, *rotary))
+        if spec.qk_scale != 1.0:
+            q, k = q * spec.qk_scale, k * spec.qk_scale
+        return _contiguous(q.transpose(1, 2)), _contiguous(k.transpose(1, 2)), _contiguous(v.transpose(1, 2))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding with halves a, b of the last dimension: (a cos + b sin, b cos - a sin).
+
+    x [B, T, H, D]; cos, sin [1 or B, T, 1, D / 2].
+    """
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor, Tensor] | None, window: int | None
+) -> Tensor:
+    """Causal attention of T new tokens over their row's past and themselves, scale 1 / sqrt(D).
+
+    q [B, H, T, D]; k, v [B, H_kv, T, D], row-major; past = (k, v [B, H_kv, S, D], position [B]), row b
+    holding position[b] entries. The query at position p sees keys p - window .. p. Returns [B, T, H * D].
+
+    Scores over the past and over the new tokens are computed apart and joined before the softmax, so that keys and
+    values are never concatenated: that would copy the whole cache at every step.
+    """
+    batch, heads, steps, width = q.shape
+    kv_heads = k.shape[1]
+    # The H / H_kv query heads of one KV head become more rows of one product: keys are never repeated. Products are
+    # plain bmm: matmul's broadcasting would make torch.export guard against batches and sequences of length 1.
+    rows = batch, kv_heads, heads // kv_heads, steps
+    q = (q * width**-0.5).view(batch * kv_heads, -1, width)
+    k, v = k.view(batch * kv_heads, steps, width), v.view(batch * kv_heads, steps, width)
+    offsets = torch.arange(steps, device=q.device)
+    distance = offsets[:, None] - offsets[None, :]  # [T, T]: how far key t' lies behind query t
+    visible = distance >= 0
+    if window is not None:
+        visible = visible & (distance <= window)
+    scores = _masked(torch.bmm(q, k.transpose(1, 2)), visible, rows)
+    if past is None:
+        out = torch.bmm(_softmax(scores), v)
+    else:
+        past_k, past_v, position = past
+        slots = past_k.shape[2]
+        past_k, past_v = (p.view(batch * kv_heads, slots, width) for p in (past_k, past_v))
+        behind = (position[:, None] + offsets)[..., None] - torch.arange(slots, device=q.device)  # [B, T, S]
+        visible = behind > offsets[:, None]  # the slot is live: its index is below position[b]
+        if window is not None:
+            visible = visible & (behind <= window)
+        past_scores = _masked(torch.bmm(q, past_k.transpose(1, 2)), visible[:, None, None], rows)
+        weights = _softmax(torch.cat([past_scores, scores], dim=-1))
+        out = torch.bmm(weights.narrow(-1, 0, slots), past_v) + torch.bmm(weights.narrow(-1, slots, steps), v)
+    return _contiguous(out.view(batch, heads, steps, width).transpose(1, 2)).view(batch, steps, heads * width)
+
+
+def _masked(scores: Tensor, visible: Tensor, rows: tuple[int, int, int, int]) -> Tensor:
+    """scores [B * H_kv, group * T, K] with -inf where `visible` (broadcast to [*rows, K]) is false."""
+    return torch.where(visible, scores.view(*rows, scores.shape[2]), float("-inf")).view_as(scores)
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    """x in row-major layout. (`x.contiguous()` and `x.reshape()` make torch.export guard against sizes of 1.)"""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Softmax over the keys; low precisions keep it in float32, as fused attention kernels do."""
+    return torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+
+
+def rotary_tables(spec: ModelSpec, positions: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of position / base^(2j / D), each [positions, D / 2], computed in float32 as nanochat does.
+
+    Rounded to what the generation keeps its tables in (`rope_table_dtype`); never wider than float32.
+    """
+    channels = torch.arange(0, spec.head_dim, 2, dtype=torch.float32)
+    inv_freq = 1.0 / (spec.rotary_base ** (channels / spec.head_dim))
+    angles = torch.outer(torch.arange(positions, dtype=torch.float32), inv_freq)
+    compute = torch.float32 if dtype == torch.float64 else dtype
+    table = {"bfloat16": torch.bfloat16, "float32": torch.float32, "compute": compute}[spec.rope_table_dtype]
+    return angles.cos().to(table), angles.sin().to(table)
+
+
+def prepare_weights(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights as a program that computes in `dtype` keeps them; tensors that need no change are not copied.
+
+    Matrices are brought to `dtype`. Embedding tables keep their own where that loses nothing (a row is converted when
+    it is looked up), so bfloat16 tables stay half as large. Gates and lambdas become float32.
+    """
+    prepared = {}
+    for name, tensor in weights.items():
+        if name.startswith(_TABLES) and torch.promote_types(tensor.dtype, dtype) == dtype:
+            prepared[name] = tensor
+        else:
+            prepared[name] = tensor.to(torch.float32 if name.endswith(_SMALL) else dtype)
+    return prepared
+
+
+_TABLES = ("transformer.wte.", "value_embeds.")
+_SMALL = ("gate.weight", "lambda", "lambdas")
+
+
+def _has_vocab_rows(name: str) -> bool:
+    """True for the tensors whose rows are padded beyond the vocabulary."""
+    return name in ("transformer.wte.weight", "lm_head.weight") or name.startswith("value_embeds.")
