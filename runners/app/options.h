@@ -1,0 +1,37 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "nanochat_x/engine.h"
+
+// Command line options that several verbs share.
+
+namespace nanochat_x::app {
+
+struct ModelOptions {
+  std::filesystem::path bundle;
+  int threads = 0;
+};
+
+/// BUNDLE and --threads.
+void add_model_options(CLI::App& verb, ModelOptions& options);
+/// --max-tokens, --temperature, --top-k, --top-p, --seed.
+void add_sampling_options(CLI::App& verb, GenerateOptions& options);
+
+/// "1,2,3" as integers, each at least `least`. Throws Error naming `option`.
+std::vector<std::int64_t> parse_integers(std::string_view text, const std::string& option, std::int64_t least);
+/// Throws Error naming `what` if `text` is not UTF-8.
+void check_utf8(std::string_view text, const std::string& what);
+
+// The verbs: each adds its subcommand, which sets `exit_code` when it has run.
+void add_forward(CLI::App& app, int& exit_code);
+void add_generate(CLI::App& app, int& exit_code);
+void add_chat(CLI::App& app, int& exit_code);
+void add_info(CLI::App& app, int& exit_code);
+
+}  // namespace nanochat_x::app

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <atomic>
+#include <string>
+#include <string_view>
+
+// What the program asks of the operating system: its streams, Ctrl-C, its own age.
+
+namespace nanochat_x::app {
+
+/// "nanochat-aoti"
+std::string program_name();
+
+/// Writes to standard output and flushes. Throws Error when it cannot (a full disk); a reader that has gone away ends
+/// the program quietly.
+void write_out(std::string_view text);
+
+/// Standard output or input is a terminal.
+bool stdout_is_terminal();
+bool stdin_is_terminal();
+
+/// Makes a pipe whose reader has gone away end the program as other tools end, whatever the parent had set.
+void end_quietly_on_closed_pipe();
+
+/// Seconds since the operating system started this process, loading of libraries included (to some 10 ms on Linux;
+/// elsewhere since this program's own code began).
+double seconds_since_process_start();
+
+/// While it lives, Ctrl-C sets `flag()` instead of ending the program.
+class CatchInterrupt {
+ public:
+  CatchInterrupt();
+  ~CatchInterrupt();
+  CatchInterrupt(const CatchInterrupt&) = delete;
+  CatchInterrupt& operator=(const CatchInterrupt&) = delete;
+  const std::atomic<bool>* flag() const;
+  bool raised() const { return flag()->load(); }
+};
+
+/// While it lives, Ctrl-C ends the program at once, with a line feed and exit code 130. For waiting at a prompt: a read
+/// that a signal is meant to break may start just after the signal and never end.
+class ExitOnInterrupt {
+ public:
+  ExitOnInterrupt();
+  ~ExitOnInterrupt();
+  ExitOnInterrupt(const ExitOnInterrupt&) = delete;
+  ExitOnInterrupt& operator=(const ExitOnInterrupt&) = delete;
+};
+
+constexpr int kExitInterrupted = 130;
+
+}  // namespace nanochat_x::app

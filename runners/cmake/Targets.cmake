@@ -1,0 +1,50 @@
+# How this project's targets are made.
+
+# nanochat_x_target(<target>): language, warnings, sanitizers, and arithmetic that is the same everywhere
+function(nanochat_x_target target)
+  target_compile_features(${target} PUBLIC cxx_std_20)
+  set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF)
+  if(MSVC)
+    target_compile_options(${target} PRIVATE /W4 /utf-8 /permissive- /fp:precise $<$<BOOL:${NANOCHAT_X_WERROR}>:/WX>)
+    target_compile_definitions(${target} PRIVATE _CRT_SECURE_NO_WARNINGS)
+  else()
+    # No fused multiply-add that the source does not ask for: the same logits give the same token on every machine.
+    target_compile_options(${target} PRIVATE -Wall -Wextra -Wpedantic -Wconversion -Wshadow -ffp-contract=off
+      $<$<BOOL:${NANOCHAT_X_WERROR}>:-Werror>)
+  endif()
+  if(NANOCHAT_X_SANITIZE)
+    list(JOIN NANOCHAT_X_SANITIZE "," sanitizers)
+    target_compile_options(${target} PRIVATE
+      -fsanitize=${sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer -g)
+    target_link_options(${target} PUBLIC -fsanitize=${sanitizers})
+  endif()
+endfunction()
+
+# nanochat_x_program(<name> <libraries to link>... SOURCES <file>...)
+function(nanochat_x_program name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" SOURCES)
+  add_executable(${name} ${arg_SOURCES})
+  target_compile_definitions(${name} PRIVATE NANOCHAT_X_VERSION="${PROJECT_VERSION}")
+  nanochat_x_target(${name})
+  target_link_libraries(${name} PRIVATE ${arg_UNPARSED_ARGUMENTS})
+endfunction()
+
+# nanochat_x_backend(<target> <its runtime>...): the library nanochat_x::<target> of backends/<target>.cpp, the program
+# nanochat-<target>, and the example of embedding it
+function(nanochat_x_backend name)
+  add_library(nanochat_x_${name}_code STATIC backends/${name}.cpp)
+  nanochat_x_target(nanochat_x_${name}_code)
+  target_link_libraries(nanochat_x_${name}_code PUBLIC nanochat_x_core PRIVATE ${ARGN})
+
+  # The core calls open_backend, which the backend defines: all of it is linked, whatever the order of the libraries.
+  add_library(nanochat_x_${name} INTERFACE)
+  add_library(nanochat_x::${name} ALIAS nanochat_x_${name})
+  target_link_libraries(nanochat_x_${name}
+    INTERFACE "$<LINK_LIBRARY:WHOLE_ARCHIVE,nanochat_x_${name}_code>" nanochat_x_core)
+
+  if(PROJECT_IS_TOP_LEVEL)
+    file(GLOB app CONFIGURE_DEPENDS app/*.cpp)
+    nanochat_x_program(nanochat-${name} nanochat_x_${name} nanochat_x_deps::cli11 nanochat_x_deps::json SOURCES ${app})
+    nanochat_x_program(embed-${name} nanochat_x_${name} SOURCES examples/embed.cpp)
+  endif()
+endfunction()

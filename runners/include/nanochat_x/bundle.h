@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace nanochat_x {
+
+/// A file that the manifest lists.
+struct BundleFile {
+  std::string path;  ///< relative to the bundle, with '/'
+  std::string sha256;
+  std::uint64_t size = 0;
+};
+
+/// What the manifest says (docs/bundle.md), checked.
+struct Manifest {
+  std::int64_t schema_version = 0;
+  std::string target;  ///< "aoti", "torchscript", "onnx" or "executorch"
+  std::string dtype;   ///< "float32", "bfloat16" or "float16": of the computation and the KV cache
+  std::string generation;
+  std::int64_t n_layer = 0, n_kv_head = 0, head_dim = 0, vocab_size = 0, sequence_len = 0;
+  std::int64_t max_seq_len = 0;  ///< positions that the programs can take
+  std::string platform;          ///< "linux", "darwin", "windows"; empty: any
+  std::string architecture;      ///< "x86_64", "aarch64"; empty: any
+  std::string march;             ///< as given to the compiler
+  std::vector<std::string> cpu_features;
+  std::string torch_version;                    ///< empty: does not matter to this target
+  std::map<std::string, std::string> programs;  ///< role ("prefill", "decode", "full", ...) -> path of the file
+  std::string weights;                          ///< path of the safetensors file; empty: inside the programs
+  std::string tokenizer;                        ///< path of tokenizer.json
+  std::vector<BundleFile> files;
+};
+
+/// A bundle on disk: its manifest read strictly, every path confined to the folder.
+class Bundle {
+ public:
+  /// Reads manifest.json; checks schema version, paths (no '..', no absolute path, no link that leaves the folder),
+  /// that every listed file exists with its size, that every file that the manifest uses is listed. Throws Error.
+  static Bundle open(const std::filesystem::path& folder);
+
+  const Manifest& manifest() const { return manifest_; }
+  const std::filesystem::path& folder() const { return folder_; }
+  /// Where a listed file lies. Throws Error for a path that the manifest does not list.
+  std::filesystem::path path_of(const std::string& relative) const;
+
+  /// SHA-256 of every listed file against the manifest (several files at once on several threads). Throws Error naming
+  /// the first file that differs.
+  void verify_hashes() const;
+  /// Platform, architecture and instruction set of this machine, and that `runtime_version` ("2.13.0"; empty: do not
+  /// check) has the major and minor number of the manifest's `torch_version`. Throws Error that names what the machine
+  /// lacks and the command that would lower for it.
+  void check_machine(std::string_view runtime_version) const;
+
+ private:
+  Manifest manifest_;
+  std::filesystem::path folder_;
+};
+
+/// Lower-case hex SHA-256 of a file, read in blocks. Throws Error.
+std::string sha256_file(const std::filesystem::path& file);
+
+/// True if this machine's CPU has the feature and its operating system keeps the registers that it needs. Names are
+/// the compilers' ("avx2", "sse4.2", "lzcnt", "avx512bf16") or Linux' ("sse4_2", "abm", "avx512_bf16"). An unknown name
+/// is a feature that the machine lacks.
+bool cpu_has_feature(std::string_view name);
+
+}  // namespace nanochat_x

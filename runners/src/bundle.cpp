@@ -1,0 +1,182 @@
+#include "nanochat_x/bundle.h"
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <fstream>
+#include <numeric>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "machine.h"
+#include "manifest.h"
+#include "nanochat_x/error.h"
+#include "text.h"
+
+namespace nanochat_x {
+
+namespace fs = std::filesystem;
+using internal::display;
+using internal::in_quotes;
+
+namespace {
+
+constexpr std::uintmax_t kMaxManifestBytes = std::uintmax_t{16} << 20;  // a real one has about 100 kB
+constexpr const char* kRemedy = "the bundle is damaged: lower it again";
+
+/// True if the existing `path`, links followed, lies in `root` (canonical).
+bool is_inside(const fs::path& root, const fs::path& path) {
+  std::error_code error;
+  const fs::path real = fs::canonical(path, error);
+  if (error) return false;
+  const auto [end, rest] = std::mismatch(root.begin(), root.end(), real.begin(), real.end());
+  return end == root.end() && rest != real.end();
+}
+
+/// Throws Error unless `relative` is a file in `folder`; returns its size.
+std::uintmax_t checked_size(const fs::path& folder, const fs::path& root, const std::string& relative) {
+  const fs::path path = folder / internal::path_from_utf8(relative);
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (!fs::exists(status)) throw Error(display(folder) + ": " + in_quotes(relative) + " is missing; " + kRemedy);
+  if (!fs::is_regular_file(status))
+    throw Error(display(folder) + ": " + in_quotes(relative) + " is no file; " + kRemedy);
+  if (!is_inside(root, path)) {
+    throw Error(display(folder) + ": " + in_quotes(relative) + " is a link that leaves the bundle; " + kRemedy);
+  }
+  const std::uintmax_t size = fs::file_size(path, error);
+  if (error) throw Error(display(path) + ": cannot be read (" + error.message() + ")");
+  return size;
+}
+
+fs::path canonical_folder(const fs::path& folder) {
+  std::error_code error;
+  const fs::file_status status = fs::status(folder, error);
+  if (!fs::exists(status))
+    throw Error(display(folder) + ": there is no such bundle; give the folder that `lower` wrote");
+  if (!fs::is_directory(status)) {
+    throw Error(display(folder) +
+                ": is no bundle, which is a folder with a manifest.json; give the folder that `lower` wrote");
+  }
+  fs::path root = fs::canonical(folder, error);
+  if (error) throw Error(display(folder) + ": cannot be opened (" + error.message() + ")");
+  if (!fs::exists(folder / "manifest.json", error)) {
+    throw Error(display(folder) + ": is no bundle, it has no manifest.json; give the folder that `lower` wrote");
+  }
+  return root;
+}
+
+std::string read_text(const fs::path& file, std::uintmax_t size) {
+  std::string text(static_cast<std::size_t>(size), '\0');
+  std::ifstream stream(file, std::ios::binary);
+  stream.read(text.data(), static_cast<std::streamsize>(text.size()));
+  if (!stream) throw Error(display(file) + ": cannot be read; look at its permissions");
+  return text;
+}
+
+std::string lower_command(const Manifest& manifest) {
+  return "`python -m nanochat_x lower --target " + manifest.target + "`";
+}
+
+/// "2.13" of "2.13.0+cpu".
+std::string_view major_minor(std::string_view version) {
+  const std::size_t dot = version.find('.');
+  if (dot == std::string_view::npos) return version;
+  const std::size_t end = version.find_first_not_of("0123456789", dot + 1);
+  return version.substr(0, end);
+}
+
+}  // namespace
+
+Bundle Bundle::open(const fs::path& folder) {
+  const fs::path root = canonical_folder(folder);
+  const fs::path manifest = folder / "manifest.json";
+  const std::uintmax_t manifest_size = checked_size(folder, root, "manifest.json");
+  if (manifest_size > kMaxManifestBytes) throw Error(display(manifest) + ": is larger than 16 MiB; " + kRemedy);
+  Bundle bundle;
+  bundle.folder_ = folder;
+  bundle.manifest_ = internal::parse_manifest(read_text(manifest, manifest_size), display(manifest));
+  for (const BundleFile& file : bundle.manifest_.files) {
+    const std::uintmax_t size = checked_size(folder, root, file.path);
+    if (size != file.size) {
+      throw Error(display(folder) + ": " + in_quotes(file.path) + " has " + std::to_string(size) +
+                  " bytes, but the manifest says " + std::to_string(file.size) + "; " + kRemedy);
+    }
+  }
+  return bundle;
+}
+
+fs::path Bundle::path_of(const std::string& relative) const {
+  const auto is_it = [&](const BundleFile& file) { return file.path == relative; };
+  if (std::none_of(manifest_.files.begin(), manifest_.files.end(), is_it)) {
+    throw Error(display(folder_) + ": " + in_quotes(relative) + " is not listed in its manifest; lower it again");
+  }
+  return folder_ / internal::path_from_utf8(relative);
+}
+
+void Bundle::verify_hashes() const {
+  const std::vector<BundleFile>& files = manifest_.files;
+  // Largest first: the weights take the longest, the rest fits beside them.
+  std::vector<std::size_t> order(files.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return files[a].size > files[b].size; });
+
+  std::vector<std::exception_ptr> failures(files.size());
+  std::atomic<std::size_t> next{0};
+  const auto work = [&] {
+    for (std::size_t i = next++; i < order.size(); i = next++) {
+      const BundleFile& file = files[order[i]];
+      try {
+        if (sha256_file(path_of(file.path)) != file.sha256) {
+          throw Error(display(folder_) + ": " + in_quotes(file.path) + " differs from what was lowered (SHA-256); " +
+                      kRemedy);
+        }
+      } catch (...) {
+        failures[order[i]] = std::current_exception();
+      }
+    }
+  };
+  {
+    const std::size_t cores = std::max(1U, std::thread::hardware_concurrency());
+    std::vector<std::jthread> threads;
+    try {
+      for (std::size_t i = 1; i < std::min({files.size(), cores, std::size_t{8}}); ++i) threads.emplace_back(work);
+    } catch (const std::system_error&) {  // no more threads to be had: this one does what they would have done
+    }
+    work();
+  }
+  for (const std::exception_ptr& failure : failures) {
+    if (failure) std::rethrow_exception(failure);
+  }
+}
+
+void Bundle::check_machine(std::string_view runtime_version) const {
+  const Manifest& m = manifest_;
+  const std::string here = internal::platform_name(), arch = internal::architecture_name();
+  if (!m.platform.empty() && internal::canonical_platform(m.platform) != here) {
+    throw Error(display(folder_) + ": was lowered for " + in_quotes(m.platform) + ", this machine runs " + here +
+                "; lower it on this machine: " + lower_command(m));
+  }
+  if (!m.architecture.empty() && internal::canonical_architecture(m.architecture) != arch) {
+    throw Error(display(folder_) + ": was lowered for " + in_quotes(m.architecture) + ", this machine is " + arch +
+                "; lower it on this machine: " + lower_command(m));
+  }
+  std::string lacking;
+  for (const std::string& feature : m.cpu_features) {
+    if (!cpu_has_feature(feature)) lacking += (lacking.empty() ? "" : ", ") + internal::printable(feature);
+  }
+  if (!lacking.empty()) {
+    throw Error(display(folder_) + ": was lowered for a CPU (" + internal::printable(m.march) + ") with " +
+                internal::printable(lacking) + ", which this machine lacks; " +
+                internal::march_remedy(lower_command(m)));
+  }
+  if (!runtime_version.empty() && !m.torch_version.empty() &&
+      major_minor(m.torch_version) != major_minor(runtime_version)) {
+    throw Error(display(folder_) + ": was lowered with torch " + internal::printable(m.torch_version) +
+                ", but this program runs libtorch " + std::string(runtime_version) +
+                "; lower it again with that torch: " + lower_command(m));
+  }
+}
+
+}  // namespace nanochat_x

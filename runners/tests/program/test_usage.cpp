@@ -1,0 +1,101 @@
+#include <doctest/doctest.h>
+
+#include "program.h"
+
+using namespace nanochat_x::test;
+
+TEST_CASE("help and version are told on standard output") {
+  for (const char* verb : {"chat", "generate", "forward", "info"}) {
+    const Run help = run_program({verb, "--help"});
+    CHECK(help.exit_code == 0);
+    CHECK(holds(help.out, "BUNDLE"));
+    CHECK(holds(run_program({"--help"}).out, verb));
+  }
+  const Run version = run_program({"--version"});
+  CHECK(version.exit_code == 0);
+  CHECK(version.out.starts_with("nanochat-aoti "));
+  CHECK(holds(version.out, "2.13.0"));
+}
+
+TEST_CASE("a command line that cannot be meant: one line, exit code 2") {
+  CHECK(holds(refusal({}), "the verbs are chat, generate, forward and info"));
+  CHECK(holds(refusal({"talk"}), "there is no verb 'talk'"));
+  CHECK(holds(refusal({"--bogus"}), "see nanochat-aoti --help"));
+  CHECK(holds(refusal({"chat"}), "BUNDLE is required"));
+  CHECK(holds(refusal({"chat", "b", "--bogus"}), "--bogus"));
+  CHECK(holds(refusal({"chat", "b", "--json"}), "--json requires --script"));
+  CHECK(holds(refusal({"chat", "b", "--prompt", "x", "--script", "y"}), "excludes"));
+  CHECK(holds(refusal({"chat", "b", "--prompt", ""}), "--prompt is empty"));
+  CHECK(holds(refusal({"chat", "b", "--prompt", "\xff"}), "--prompt is not valid UTF-8"));
+  CHECK(holds(refusal({"chat", "b", "--top-k", "a"}), "--top-k"));
+  CHECK(holds(refusal({"chat", "b", "--threads", "-1"}), "--threads"));
+  CHECK(holds(refusal({"generate", "b"}), "give --prompt or --prompt-ids"));
+  CHECK(holds(refusal({"generate", "b", "--prompt"}), "--prompt"));
+  CHECK(holds(refusal({"generate", "b", "--prompt", "\xc3"}), "--prompt is not valid UTF-8"));
+  CHECK(holds(refusal({"generate", "b", "--prompt", "x", "--prompt-ids", "1"}), "excludes"));
+  for (const std::string ids : {"", "1,,2", "1,x", "1;2", "-1", "1.5", "99999999999999999999"}) {
+    CHECK_MESSAGE(holds(refusal({"generate", "b", "--prompt-ids", ids}), "--prompt-ids: '"), ids);
+  }
+  const auto generate = [](const char* option, const char* value) {
+    return refusal({"generate", "b", "--prompt", "x", option, value});
+  };
+  CHECK(holds(generate("--temperature", "-1"), "temperature"));
+  CHECK(holds(generate("--temperature", "nan"), "temperature"));
+  CHECK(holds(generate("--top-k", "-1"), "top_k"));
+  CHECK(holds(generate("--top-p", "0"), "top_p"));
+  CHECK(holds(generate("--top-p", "1.1"), "top_p"));
+  CHECK(holds(generate("--seed", "-1"), "--seed"));
+  CHECK(holds(generate("--max-tokens", "-1"), "max_tokens"));
+  CHECK(holds(generate("--num-samples", "0"), "num_samples"));
+  CHECK(holds(refusal({"forward", "b"}), "is required"));
+  CHECK(holds(refusal({"forward", "b", "--input", "x", "--output", "y", "--chunks", "0"}), "--chunks: '0'"));
+  CHECK(holds(refusal({"forward", "b", "--input", "x", "--output", "y", "--chunks", "1", "--no-cache"}), "excludes"));
+}
+
+TEST_CASE("a bundle that is not there or not whole: one line, exit code 2, by every verb") {
+  const FakeBundle bundle;
+  const std::string path = bundle.path().string();
+  TempDir dir;
+  write_file(dir / "x.safetensors", read_file(bundle / "fake.json"));
+  const auto all = [&](const std::string& folder, const std::string& part) {
+    CHECK_MESSAGE(holds(refusal({"chat", folder, "--prompt", "x"}), part), part);
+    CHECK_MESSAGE(holds(refusal({"generate", folder, "--prompt", "x"}), part), part);
+    CHECK_MESSAGE(holds(refusal({"info", folder}), part), part);
+  };
+  all((dir / "nowhere").string(), "nowhere");
+  all(dir.path().string(), "manifest.json");
+  write_file(bundle / "weights.safetensors", kTwoBlocks + "x");
+  all(path, "weights.safetensors");
+}
+
+TEST_CASE("info tells what a bundle holds and whether it runs here") {
+  FakeBundle bundle;
+  const auto info = [&] { return last_line_json(run_program({"info", bundle.path().string(), "--json"}).out); };
+  CHECK(info()["runs_here"] == true);
+  CHECK(info()["obstacle"].is_null());
+  CHECK(info()["vocab_size"] == 265);
+  CHECK(info()["files"].size() == 3);
+  const Run text = run_program({"info", bundle.path().string()});
+  CHECK(text.exit_code == 0);
+  CHECK(holds(text.out, "smear: 4 layers"));
+  CHECK(holds(text.out, "can run it"));
+  auto manifest = bundle.manifest();
+  manifest["machine"]["cpu_features"] = {"avx9000"};
+  bundle.write_manifest(manifest);
+  CHECK(info()["runs_here"] == false);
+  CHECK(holds(info()["obstacle"], "avx9000"));
+  CHECK(holds(run_program({"info", bundle.path().string()}).out, "cannot run it"));
+}
+
+TEST_CASE("standard output that cannot be written to") {
+  const FakeBundle bundle(answering({"hello"}));
+  const std::string self = NANOCHAT_FAKE;
+  const Run full = run({"/bin/sh", "-c", "exec \"$0\" info \"$1\" > /dev/full", self, bundle.path().string()});
+  CHECK(full.exit_code == 2);
+  CHECK(holds(full.err, "cannot write to standard output"));
+  Process process(command({"generate", bundle.path().string(), "--prompt", "x", "--raw", "--max-tokens", "300"}));
+  process.close_output();
+  const Ended ended = process.finish();
+  CHECK(ended.signal == 13);  // SIGPIPE, as other tools end
+  CHECK(process.err.empty());
+}

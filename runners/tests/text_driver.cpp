@@ -1,0 +1,120 @@
+// Text functions of the core library behind JSON lines, for the differential tests (tests/test_text_parity.py): one
+// request a line on stdin, one answer a line on stdout, {"error": ...} where the library throws.
+//
+//   {"op": "tokenizer", "json": TEXT} or {"op": "tokenizer", "path": FILE}    -> {"vocab_size", "special"}
+//   {"op": "encode", "text": TEXT} or {"op": "encode", "hex": BYTES}          -> {"ids"}
+//   {"op": "decode", "ids": [...]}                                            -> {"text", "hex"}
+//   {"op": "calculate", "expression": TEXT}                                   -> {"result": TEXT or null}
+//   {"op": "utf8", "chunks": [BYTES, ...]}                    -> {"pushed": [...], "end", "whole", "valid"}
+
+#include <cstdio>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "nanochat_x/calculator.h"
+#include "nanochat_x/error.h"
+#include "nanochat_x/tokenizer.h"
+#include "nanochat_x/utf8.h"
+
+namespace {
+
+using nanochat_x::Tokenizer;
+using Json = nlohmann::json;
+
+std::string from_hex(const std::string& hex) {
+  std::string bytes;
+  for (std::size_t i = 0; i + 1 < hex.size(); i += 2) {
+    bytes.push_back(static_cast<char>(static_cast<unsigned char>(std::stoi(hex.substr(i, 2), nullptr, 16))));
+  }
+  return bytes;
+}
+
+std::string to_hex(const std::string& bytes) {
+  static constexpr char kDigits[] = "0123456789abcdef";
+  std::string hex;
+  for (const char c : bytes) {
+    const auto byte = static_cast<unsigned char>(c);
+    hex += kDigits[byte >> 4];
+    hex += kDigits[byte & 15];
+  }
+  return hex;
+}
+
+class Driver {
+ public:
+  Json answer(const Json& request) {
+    const std::string op = request.at("op");
+    if (op == "tokenizer") return open(request);
+    if (op == "encode") {
+      return {{"ids", tokenizer().encode(request.contains("hex") ? from_hex(request.at("hex"))
+                                                                 : request.at("text").get<std::string>())}};
+    }
+    if (op == "decode") {
+      const std::vector<nanochat_x::TokenId> ids = request.at("ids");
+      return {{"text", tokenizer().decode(ids)}, {"hex", to_hex(tokenizer().decode_bytes(ids))}};
+    }
+    if (op == "calculate") {
+      const auto result = nanochat_x::calculate(request.at("expression").get<std::string>());
+      return {{"result", result ? Json(*result) : Json()}};
+    }
+    if (op == "utf8") return utf8(request.at("chunks"));
+    throw std::invalid_argument("unknown op " + op);
+  }
+
+ private:
+  Json open(const Json& request) {
+    tokenizer_ = request.contains("path") ? Tokenizer::load(request.at("path").get<std::string>())
+                                          : Tokenizer::parse(request.at("json").get<std::string>(), "tokenizer.json");
+    const auto& special = tokenizer_->special();
+    return {{"vocab_size", tokenizer_->vocab_size()},
+            {"special",
+             {special.bos, special.user_start, special.user_end, special.assistant_start, special.assistant_end,
+              special.python_start, special.python_end, special.output_start, special.output_end}}};
+  }
+
+  static Json utf8(const Json& chunks) {
+    nanochat_x::Utf8Stream stream;
+    std::string all;
+    Json pushed = Json::array();
+    for (const auto& chunk : chunks) {
+      const std::string bytes = from_hex(chunk);
+      all += bytes;
+      pushed.push_back(stream.push(bytes));
+    }
+    return {{"pushed", std::move(pushed)},
+            {"end", stream.finish()},
+            {"whole", nanochat_x::replace_invalid_utf8(all)},
+            {"valid", nanochat_x::is_valid_utf8(all)}};
+  }
+
+  const Tokenizer& tokenizer() const {
+    if (!tokenizer_) throw std::invalid_argument("no tokenizer yet");
+    return *tokenizer_;
+  }
+
+  std::optional<Tokenizer> tokenizer_;
+};
+
+}  // namespace
+
+int main() {
+  try {
+    Driver driver;
+    for (std::string line; std::getline(std::cin, line);) {
+      Json answer;
+      try {
+        answer = driver.answer(Json::parse(line));
+      } catch (const nanochat_x::Error& error) {
+        answer = {{"error", error.what()}};
+      }
+      std::cout << answer.dump() << std::endl;
+    }
+  } catch (const std::exception& error) {  // a request that the tests should not have sent
+    std::fprintf(stderr, "text_driver: %s\n", error.what());
+    return 2;
+  }
+  return 0;
+}
