@@ -1,0 +1,105 @@
+"""Reads a bundle's manifest.json and shows it. Imports no torch: the verbs that run a bundle start with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from nanochat_x.errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+def sha256(file: Path) -> str:
+    """Lower-case hex SHA-256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_bundle(folder: Path) -> bool:
+    """True if the folder has a manifest that names a schema version."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(manifest, dict) and "schema_version" in manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a bundle. Raises BundleError if there is none, it is broken, or newer than this program.
+
+    The C++ runner reads it more strictly still, before anything of the bundle is loaded.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise BundleError(f"no bundle at {folder}", remedy="make one with: python -m nanochat_x lower")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is not readable JSON", remedy="lower the model again") from error
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if type(version) is not int:
+        raise BundleError(f"{path} has no schema_version", remedy="lower the model again")
+    if version > SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema {version}, this program reads up to {SCHEMA_VERSION}", remedy="update nanochat_x"
+        )
+    for key, kind in _REQUIRED.items():
+        if not isinstance(manifest.get(key), kind):
+            raise BundleError(f"{path}: {key} is missing or mistyped", remedy="lower the model again")
+    return dict(manifest)
+
+
+_REQUIRED: dict[str, type] = {
+    "target": str, "dtype": str, "model": dict, "max_seq_len": int, "checkpoint": dict, "machine": dict,
+    "programs": dict, "tokenizer": str, "files": list,
+}  # fmt: skip
+
+
+def check_files(folder: Path, files: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What of `files` is not in the folder as the manifest says: one line each."""
+    problems = []
+    for entry in files:
+        relative = PurePosixPath(str(entry.get("path")))
+        path = folder / relative
+        if relative.is_absolute() or ".." in relative.parts or not path.resolve().is_relative_to(folder.resolve()):
+            problems.append(f"{relative}: leaves the bundle")
+        elif not path.is_file():
+            problems.append(f"{relative}: missing")
+        elif sha256(path) != entry.get("sha256"):
+            problems.append(f"{relative}: changed since it was written (SHA-256 differs)")
+    return problems
+
+
+def describe_bundle(folder: Path) -> str:
+    """What a person wants to know of a bundle, several lines. Raises BundleError if it is broken or was changed."""
+    manifest = read_manifest(folder)
+    problems = check_files(folder, manifest["files"])
+    if problems:
+        raise BundleError(f"{folder}: " + "; ".join(problems), remedy="lower the model again")
+    model, checkpoint, machine = manifest["model"], manifest["checkpoint"], manifest["machine"]
+    size = sum(entry["size"] for entry in manifest["files"])
+    lines = [
+        f"bundle      {folder} ({len(manifest['files'])} files, {size / 1e6:.1f} MB, every SHA-256 right)",
+        f"target      {manifest['target']}, computes in {manifest['dtype']}, up to {manifest['max_seq_len']} tokens",
+        f"model       generation {model['generation']}: {model['n_layer']} layers, width {model['n_embd']}, "
+        f"{model['n_head']} heads over {model['n_kv_head']} KV heads, vocabulary {model['vocab_size']}, "
+        f"trained on {model['sequence_len']} tokens",
+        f"checkpoint  {checkpoint['source']} {checkpoint['tag']} step {checkpoint['step']}",
+        *(f"            {note}" for note in checkpoint.get("notes", [])),
+        f"machine     {machine.get('platform')} {machine.get('architecture')}, {machine.get('march')}, "
+        f"torch {machine.get('torch_version')}; needs {' '.join(machine.get('cpu_features', [])) or 'nothing special'}",
+        f"verified    {_describe_verification(manifest.get('verification'))}",
+    ]
+    lines += [f"file        {entry['size']:>12,}  {entry['path']}" for entry in manifest["files"]]
+    return "\n".join(lines)
+
+
+def _describe_verification(verification: Mapping[str, Any] | None) -> str:
+    return "no (--no-verify)" if verification is None else str(verification["summary"])

@@ -1,0 +1,41 @@
+"""What a target is: one small protocol, so that lowering knows none of them by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from nanochat_x.capture import Captured
+from nanochat_x.console import Progress
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a lowered program needs of the machine that runs it; empty fields do not matter to the target."""
+
+    platform: str = ""  # "linux", "darwin", "windows"
+    architecture: str = ""  # "x86_64", "aarch64"
+    march: str = ""  # as given to the compiler
+    cpu_features: tuple[str, ...] = ()  # all of them must be there
+    torch_version: str = ""  # of the runtime that the programs are linked against
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What a target wrote into its folder, and what the bundle must add."""
+
+    programs: dict[str, str]  # role ("prefill", "decode", "full") -> file name in the folder
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)  # to be written once, for all programs
+    machine: Machine = field(default_factory=Machine)
+
+
+class Target(Protocol):
+    """A lowering: takes what was captured, writes program files; knows no checkpoint and no command line."""
+
+    name: str
+
+    def lower(self, captured: Captured, folder: Path, progress: Progress) -> Lowered:
+        """Writes the programs into `folder`. Raises LoweringError."""

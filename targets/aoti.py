@@ -1,0 +1,165 @@
+"""AOTInductor: shared objects for libtorch, compiled without weights so that all of them share one file."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from nanochat_x.capture import Captured
+from nanochat_x.console import Progress, format_size
+from nanochat_x.errors import LoweringError
+from nanochat_x.target import Lowered, Machine
+
+PROGRAMS = ("prefill", "decode", "full")
+
+#: gcc and clang define a macro for each instruction set that they may use; these are the ones a runner checks for.
+_FEATURE_MACROS = {
+    "__SSE4_2__": "sse4.2", "__POPCNT__": "popcnt", "__AVX__": "avx", "__AVX2__": "avx2", "__FMA__": "fma",
+    "__F16C__": "f16c", "__BMI__": "bmi", "__BMI2__": "bmi2", "__LZCNT__": "lzcnt",
+    "__AVX512F__": "avx512f", "__AVX512BW__": "avx512bw", "__AVX512CD__": "avx512cd", "__AVX512DQ__": "avx512dq",
+    "__AVX512VL__": "avx512vl", "__AVX512IFMA__": "avx512ifma", "__AVX512VBMI__": "avx512vbmi",
+    "__AVX512VBMI2__": "avx512vbmi2", "__AVX512VNNI__": "avx512vnni", "__AVX512BITALG__": "avx512bitalg",
+    "__AVX512VPOPCNTDQ__": "avx512vpopcntdq", "__AVX512BF16__": "avx512bf16", "__AVX512FP16__": "avx512fp16",
+    "__AVXVNNI__": "avxvnni", "__GFNI__": "gfni", "__VAES__": "vaes", "__VPCLMULQDQ__": "vpclmulqdq",
+}  # fmt: skip
+
+
+class Aoti:
+    """Lowers to `prefill.so`, `decode.so` and `full.so`."""
+
+    name = "aoti"
+
+    def __init__(self, march: str = "native") -> None:
+        """`march` is a name that the C++ compiler knows, or `native`. Raises LoweringError if it does not."""
+        self.march = march
+        self.machine = Machine(
+            platform=platform.system().lower(),
+            architecture=platform.machine(),
+            march=march,
+            cpu_features=_cpu_features(march),
+            torch_version=torch.__version__.split("+")[0],
+        )
+
+    def lower(self, captured: Captured, folder: Path, progress: Progress) -> Lowered:
+        """Compiles the three programs into `folder`. Raises LoweringError if the compiler fails."""
+        programs: dict[str, ExportedProgram] = {
+            "prefill": captured.cached,
+            "decode": captured.decode,
+            "full": captured.full,
+        }
+        files: dict[str, str] = {}
+        # The compiler works in a folder of ours, never in the user's cache: an interrupted one cannot reach us.
+        with tempfile.TemporaryDirectory(prefix="nanochat_x-aoti-") as scratch, _quiet(), _cache_dir(Path(scratch)):
+            for role in PROGRAMS:
+                with progress.stage(f"compile {role}") as stage:
+                    path = folder / f"{role}.so"
+                    shutil.move(self._compile(programs[role], Path(scratch) / path.name), path)
+                    stage.detail(format_size(path.stat().st_size))
+                files[role] = path.name
+        constants: dict[str, torch.Tensor] = {}
+        for program in programs.values():
+            constants |= _constants(program)
+        return Lowered(programs=files, weights=constants, machine=self.machine)
+
+    def _compile(self, program: ExportedProgram, path: Path) -> Path:
+        module = program.module(check_guards=False)
+        args, kwargs = program.example_inputs
+        try:
+            with torch.no_grad():
+                torch._inductor.aot_compile(module, args, kwargs, options=self._options(path))
+        except Exception as error:  # the compiler raises many types, none with a common base
+            raise LoweringError(_reason(error), remedy="is a C++ compiler installed (Debian: g++)?") from error
+        if not path.is_file():
+            raise LoweringError(f"AOTInductor wrote no {path.name}")
+        return path
+
+    def _options(self, target: Path) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "aot_inductor.output_path": str(target),
+            # Several programs use one set of weights: the runner maps one file and lends it to all of them.
+            "aot_inductor.package_constants_in_so": False,
+            "always_keep_tensor_constants": True,
+            # Otherwise the number of threads of this machine is baked in.
+            "cpp.dynamic_threads": True,
+            "cpp.march": self.march,
+        }
+        features = self.machine.cpu_features
+        if "avx2" in features and "avx512f" not in features:
+            # Inductor vectorises for the machine it runs on, whatever -march says.
+            options["cpp.simdlen"] = 256
+        return options
+
+
+def make_target(march: str = "native", *, will_run: bool = False) -> Aoti:
+    """The target; `will_run`: its programs are to be run on this machine. Raises LoweringError if they cannot."""
+    target = Aoti(march)
+    missing = [name for name in target.machine.cpu_features if name not in _cpu_features("native")]
+    if will_run and missing:
+        raise LoweringError(
+            f"programs for {march} do not run on this machine (it lacks {' '.join(missing)})",
+            remedy="add --no-verify to lower for another machine",
+        )
+    return target
+
+
+def _constants(program: ExportedProgram) -> dict[str, torch.Tensor]:
+    """Every parameter, buffer and lifted constant, by the name that the compiled program knows it by."""
+    return {**program.state_dict, **{n: t for n, t in program.constants.items() if isinstance(t, torch.Tensor)}}
+
+
+def _cpu_features(march: str) -> tuple[str, ...]:
+    """What the C++ compiler may use under `-march`, asked from it. Raises LoweringError if it knows no such march."""
+    if not re.fullmatch(r"[A-Za-z0-9_.+-]+", march):
+        raise LoweringError(f"--march {march!r} is no instruction set", remedy="try native, x86-64-v3 or x86-64-v4")
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise LoweringError("no C++ compiler found", remedy="install one (Debian: apt-get install g++) or set CXX")
+    command = [compiler, f"-march={march}", "-dM", "-E", "-x", "c++", os.devnull]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise LoweringError(
+            f"{compiler} knows no -march={march}", remedy="try native, x86-64-v3 or x86-64-v4, or see its manual"
+        )
+    defined = {line.split()[1] for line in result.stdout.splitlines() if line.startswith("#define")}
+    return tuple(name for macro, name in _FEATURE_MACROS.items() if macro in defined)
+
+
+@contextmanager
+def _cache_dir(scratch: Path) -> Iterator[None]:
+    """Points Inductor's cache at `scratch`."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(name)
+    os.environ[name] = str(scratch / "cache")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Deprecation warnings inside torch's own code are not the user's business."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _reason(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    wanted = [line for line in lines if "error:" in line.lower()]
+    return f"AOTInductor failed: {(wanted or lines or [type(error).__name__])[0].strip()}"

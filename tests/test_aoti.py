@@ -1,0 +1,121 @@
+"""AOTInductor bundles through the C++ runner, against what the real nanochat computed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import NAMES, exact_logits, golden_of, largest
+from safetensors.torch import load_file, save_file
+
+from nanochat_x.errors import LoweringError
+from nanochat_x.runner import Runner
+from nanochat_x.targets.aoti import Aoti, _cpu_features, make_target
+
+MODES: dict[str, dict[str, Any]] = {
+    "prefill": {},
+    "no-cache": {"cache": False},
+    "by-one": {"chunks": (1,)},
+    "by-3-1-16": {"chunks": (3, 1, 16)},
+}
+# As in test_model.py: nanochat's own float32 loss against float64 measures what float32 can do.
+FACTOR = 4.0
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_logits(name: str, mode: str, generation_bundle: Callable[[str], Path], tmp_path: Path) -> None:
+    golden = golden_of(name)
+    # int32, as the golden file has it: the runner takes both integer types
+    save_file({f"{case}.input_ids": ids.int() for case, ids in golden.input_ids.items()}, tmp_path / "in.safetensors")
+    Runner(generation_bundle(name)).forward(tmp_path / "in.safetensors", tmp_path / "out.safetensors", **MODES[mode])
+    got = load_file(tmp_path / "out.safetensors")
+    assert set(got) == {f"{case}.logits" for case in golden.logits}
+    for case, want in golden.logits.items():
+        exact = exact_logits(name, golden.input_ids[case])
+        assert got[f"{case}.logits"].dtype == torch.float32
+        assert largest(got[f"{case}.logits"] - exact) <= FACTOR * largest(want - exact)
+        assert largest(got[f"{case}.logits"] - want) <= 2e-4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_greedy_tokens(name: str, generation_bundle: Callable[[str], Path]) -> None:
+    golden = golden_of(name)
+    prompt = ",".join(map(str, golden.greedy_prompt))
+    answer = Runner(generation_bundle(name)).json(
+        "generate", "--raw", "--temperature=0", f"--prompt-ids={prompt}", f"--max-tokens={len(golden.greedy_tokens)}",
+        "--json",
+    )  # fmt: skip
+    assert answer["samples"][0]["ids"] == golden.greedy_tokens
+
+
+def test_transcripts(demo_bundle: Path, data_dir: Path, tmp_path: Path) -> None:
+    """Conversations by nanochat's own engine: prompts, tokens, masks and texts, with the calculator at work."""
+    transcripts = json.loads((data_dir / "transcripts.json").read_text())
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps([[turn["user"] for turn in conversation] for conversation in transcripts]))
+    options = (f"--script={script}", "--json", "--temperature=0", "--max-tokens=96")
+    assert Runner(demo_bundle).json("chat", *options) == transcripts
+    assert any(0 in turn["sampled_mask"] for conversation in transcripts for turn in conversation)
+
+
+def test_the_calculator_is_asked(demo_bundle: Path) -> None:
+    text = Runner(demo_bundle).run("chat", "--prompt=What is 9325 + 33?", "--temperature=0")
+    assert text.strip().endswith("The answer is 9358.")
+
+
+def test_samples_do_not_depend_on_each_other(demo_bundle: Path) -> None:
+    options = ("--prompt=Tom has", "--max-tokens=24", "--seed=7", "--json")
+    runner = Runner(demo_bundle)
+    several = runner.json("generate", *options, "--num-samples=3")["samples"]
+    assert runner.json("generate", *options)["samples"] == several[:1]
+    assert len({tuple(sample["ids"]) for sample in several}) == 3
+
+
+def test_the_runner_needs_no_python(runner_build: Path) -> None:
+    libraries = subprocess.run(["ldd", runner_build / "nanochat-aoti"], capture_output=True, text=True, check=True)
+    assert "libtorch_cpu" in libraries.stdout
+    assert "python" not in re.sub(r"=> \S+", "", libraries.stdout)  # a folder may be named so
+
+
+def test_portable_code_has_no_avx512(demo_bundle: Path, tmp_path: Path) -> None:
+    """Looks at the machine code; finds AVX-512 where the compiler was allowed to use it (if this machine has it)."""
+    if shutil.which("objdump") is None:
+        pytest.skip("objdump (Debian: binutils) is not installed")
+    from conftest import _lower
+
+    portable = _lower(tmp_path / "portable", source="demo", march="x86-64-v3")
+    for program in sorted(portable.glob("*.so")):
+        assert not avx512_registers(program)
+    if "avx512f" in _cpu_features("native"):
+        assert any(avx512_registers(program) for program in demo_bundle.glob("*.so"))
+    manifest = json.loads((portable / "manifest.json").read_text())
+    assert manifest["machine"]["march"] == "x86-64-v3"
+    assert not [name for name in manifest["machine"]["cpu_features"] if name.startswith("avx512")]
+
+
+def avx512_registers(program: Path) -> set[str]:
+    """Registers that only AVX-512 has, as a shared object's code names them."""
+    code = subprocess.run(["objdump", "-d", "--no-show-raw-insn", program], capture_output=True, text=True, check=True)
+    return set(re.findall(r"%(?:zmm\d+|[xy]mm(?:1[6-9]|2\d|3[01])|k[0-7])\b", code.stdout))
+
+
+@pytest.mark.parametrize("march", ["pentium9000", "x86-64-v3 -O0", ""])
+def test_unknown_march(march: str) -> None:
+    with pytest.raises(LoweringError, match=r"march.*; try native"):
+        Aoti(march)
+
+
+def test_programs_that_cannot_run_here_are_not_verified_here() -> None:
+    if "amx-tile" in Path("/proc/cpuinfo").read_text() or "avx512fp16" in _cpu_features("native"):
+        pytest.skip("this machine has every feature that the test asks for")
+    with pytest.raises(LoweringError, match=r"do not run on this machine \(it lacks .*avx512fp16.*--no-verify"):
+        make_target("sapphirerapids", will_run=True)
+    assert make_target("sapphirerapids", will_run=False).machine.march == "sapphirerapids"
