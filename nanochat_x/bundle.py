@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from nanochat_x.errors import BundleError
-from nanochat_x.manifest import MANIFEST, sha256
+from nanochat_x.manifest import MANIFEST, MANIFEST_HASH, sha256
 
 WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer.json"
@@ -59,16 +59,16 @@ def _blocks(tensor: torch.Tensor) -> Iterator[memoryview]:
 
 
 def list_files(folder: Path) -> list[dict[str, Any]]:
-    """The manifest's `files`: path, size and SHA-256 of every file in the folder but the manifest."""
+    """The manifest's `files`: path, size and SHA-256 of every file in the folder but the manifest and its hash."""
     return [
         {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path.name not in (MANIFEST, MANIFEST_HASH)
     ]
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes manifest.json, so that there is never half of it."""
-    temporary = folder / (MANIFEST + ".unfinished")
-    temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / MANIFEST)
+    """Writes manifest.json and the hash of it, in a folder that nobody uses yet."""
+    data = (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
+    (folder / MANIFEST).write_bytes(data)
+    (folder / MANIFEST_HASH).write_text(hashlib.sha256(data).hexdigest() + "\n", encoding="ascii")

@@ -9,9 +9,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nanochat_x.errors import BundleError
+from nanochat_x.quoting import quoted
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+MANIFEST_HASH = "manifest.sha256"  # lower-case hex SHA-256 of manifest.json, and a newline
 
 
 def sha256(file: Path) -> str:
@@ -38,7 +40,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise BundleError(f"no bundle at {folder}", remedy="make one with: python -m nanochat_x lower")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        manifest = json.loads(data)
     except FileNotFoundError as error:
         raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}") from error
     except (ValueError, RecursionError) as error:
@@ -50,6 +53,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(
             f"{path} has schema {version}, this program reads up to {SCHEMA_VERSION}", remedy="update nanochat_x"
         )
+    try:
+        recorded = (folder / MANIFEST_HASH).read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{folder} has no readable {MANIFEST_HASH}", remedy="lower the model again") from error
+    if recorded != hashlib.sha256(data).hexdigest():
+        raise BundleError(f"{path} was changed since it was written (SHA-256 differs)", remedy="lower the model again")
     for key, kind in _REQUIRED.items():
         if not isinstance(manifest.get(key), kind):
             raise BundleError(f"{path}: {key} is missing or mistyped", remedy="lower the model again")
@@ -79,7 +88,14 @@ def check_files(folder: Path, files: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def describe_bundle(folder: Path) -> str:
     """What a person wants to know of a bundle, several lines. Raises BundleError if it is broken or was changed."""
-    manifest = read_manifest(folder)
+    try:
+        lines = _describe(folder, read_manifest(folder))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise BundleError(f"{folder / MANIFEST} is malformed ({error})", remedy="lower the model again") from error
+    return "\n".join(quoted(line, limit=1000, keep_spaces=True) for line in lines)
+
+
+def _describe(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     problems = check_files(folder, manifest["files"])
     if problems:
         raise BundleError(f"{folder}: " + "; ".join(problems), remedy="lower the model again")
@@ -98,7 +114,7 @@ def describe_bundle(folder: Path) -> str:
         f"verified    {_describe_verification(manifest.get('verification'))}",
     ]
     lines += [f"file        {entry['size']:>12,}  {entry['path']}" for entry in manifest["files"]]
-    return "\n".join(lines)
+    return lines
 
 
 def _describe_verification(verification: Mapping[str, Any] | None) -> str:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
+from bundles import lower_bundle
 from hypothesis import settings
 from models import GENERATIONS, MAX_SEQ_LEN
 
 from nanochat_x.build import ensure_built
-from nanochat_x.console import Silent
-from nanochat_x.lowering import LowerRequest, lower
 
 # No deadline for one example: a busy machine is no failure. `print_blob`: a failure can be repeated from a CI log.
 settings.register_profile("nanochat_x", deadline=None, print_blob=True)
@@ -42,19 +39,10 @@ def runner_build() -> Path:
     return ensure_built("aoti", tests=True).build_dir
 
 
-def _lower(output: Path, **options: Any) -> Path:
-    # With verification: what a fixture hands out has passed the comparison that every user's bundle passes.
-    request = LowerRequest(
-        target="aoti", output=output, source=None, model_tag=None, step=None, base_dir=None, tokenizer_dir=None,
-        dtype="float32", max_seq_len=None, march="native", overrides={}, force=False, verify=True,
-    )  # fmt: skip
-    return lower(replace(request, **options), Silent()).bundle
-
-
 @pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model, lowered once for all tests. Never write to it: `copied_bundle` is there for that."""
-    return _lower(tmp_path_factory.mktemp("demo") / "bundle", source="demo")
+    return lower_bundle(tmp_path_factory.mktemp("demo") / "bundle", source="demo")
 
 
 @pytest.fixture
@@ -70,6 +58,6 @@ def generation_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
 
     @cache
     def bundle(name: str) -> Path:
-        return _lower(folder / name, base_dir=GENERATIONS / name, max_seq_len=MAX_SEQ_LEN)
+        return lower_bundle(folder / name, base_dir=GENERATIONS / name, max_seq_len=MAX_SEQ_LEN)
 
     return bundle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -103,7 +104,9 @@ def test_what_a_bundle_holds(request_to: LowerRequest, use_target: Callable[[Stu
     assert manifest["special_tokens"]["<|bos|>"] == 263
     assert manifest["machine"] == {"architecture": "x86_64", "march": "native", "cpu_features": ["avx2"]}
     names = {"prefill.so", "decode.so", "full.so", "weights.safetensors", "tokenizer.json"}
-    assert {path.name for path in result.bundle.iterdir()} == names | {"manifest.json"}
+    assert {path.name for path in result.bundle.iterdir()} == names | {"manifest.json", "manifest.sha256"}
+    recorded = (result.bundle / "manifest.sha256").read_text()
+    assert recorded == hashlib.sha256((result.bundle / "manifest.json").read_bytes()).hexdigest() + "\n"
     assert {entry["path"] for entry in manifest["files"]} == names
     for entry in manifest["files"]:
         path = result.bundle / entry["path"]
@@ -280,8 +283,29 @@ def test_manifest_reader_takes_a_good_one(small_bundle: Path) -> None:
 )
 def test_manifest_reader_refuses(text: str, message: str, small_bundle: Path) -> None:
     (small_bundle / "manifest.json").write_text(text)
+    (small_bundle / "manifest.sha256").write_text(hashlib.sha256(text.encode()).hexdigest() + "\n")
     with pytest.raises(BundleError, match=message):
         read_manifest(small_bundle)
+
+
+def test_changed_manifest(small_bundle: Path) -> None:
+    path = small_bundle / "manifest.json"
+    path.write_text(path.read_text().replace('"max_seq_len": 4', '"max_seq_len": 5'))
+    with pytest.raises(BundleError, match=r"manifest\.json was changed since it was written"):
+        read_manifest(small_bundle)
+    (small_bundle / "manifest.sha256").unlink()
+    with pytest.raises(BundleError, match=r"has no readable manifest\.sha256"):
+        read_manifest(small_bundle)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"model": {}}, {"files": ["x"]}, {"files": [{"path": "a\0b", "size": 1}]}, {"machine": {"cpu_features": 3}}],
+)
+def test_malformed_manifest_is_one_line(change: dict[str, Any], small_bundle: Path) -> None:
+    write_manifest(small_bundle, read_manifest(small_bundle) | change)
+    with pytest.raises(BundleError, match=r"manifest\.json is malformed .*; lower the model again$"):
+        describe_bundle(small_bundle)
 
 
 def test_changed_files_are_named(small_bundle: Path, tmp_path: Path) -> None:
@@ -303,3 +327,11 @@ def test_max_seq_len_default_is_the_models(request_to: LowerRequest, use_target:
     assert lower(replace(request_to, max_seq_len=None), Silent()).manifest["max_seq_len"] == 256
     assert MAX_SEQ_LEN > 256
     shutil.rmtree(str(request_to.output))
+
+
+def test_the_runner_knows_every_feature_that_a_manifest_can_name() -> None:
+    """A name that it does not know is taken for lacking, and the bundle would be refused everywhere."""
+    from nanochat_x.targets.aoti import _FEATURE_MACROS
+
+    source = (Path(__file__).parent.parent / "runners" / "src" / "cpu_features.cpp").read_text()
+    assert [name for name in _FEATURE_MACROS.values() if f'"{name}"' not in source] == []

@@ -57,6 +57,27 @@ int run_chat(const ChatCommand& command) {
 
 }  // namespace
 
+namespace {
+
+// A reply that an error breaks off leaves the terminal as it was.
+class RestoreStyle {
+ public:
+  explicit RestoreStyle(const ReplyPrinter& printer) : printer_(&printer) {}
+  ~RestoreStyle() {
+    try {
+      if (!printer_->plain().empty()) write_out(printer_->plain());
+    } catch (const Error&) {  // standard output is gone, and with it what was dimmed
+    }
+  }
+  RestoreStyle(const RestoreStyle&) = delete;
+  RestoreStyle& operator=(const RestoreStyle&) = delete;
+
+ private:
+  const ReplyPrinter* printer_;
+};
+
+}  // namespace
+
 bool styled_output() {
   const char* no_color = std::getenv("NO_COLOR");  // https://no-color.org
   const char* term = std::getenv("TERM");
@@ -65,6 +86,7 @@ bool styled_output() {
 
 Generation write_reply(NanoChat& model, const Conversation& conversation, const GenerateOptions& options) {
   ReplyPrinter printer(model.tokenizer(), styled_output());
+  const RestoreStyle at_the_end(printer);
   Generation generation = model.engine().generate(
       conversation.ids(), options,
       [&printer](std::int64_t, TokenId id, bool sampled) { write_out(printer.push(id, sampled)); });

@@ -7,6 +7,7 @@
 #include "nanochat_x/nanochat.h"
 #include "options.h"
 #include "process.h"
+#include "text.h"
 
 namespace nanochat_x::app {
 namespace {
@@ -74,9 +75,9 @@ std::string as_text(const Bundle& bundle, const std::optional<std::string>& obst
   std::string text;
   const auto line = [&text](std::string name, const std::string& value) {
     name.resize(14, ' ');
-    text += name + value + "\n";
+    text += name + internal::without_controls(value) + "\n";  // a manifest must not talk to the terminal
   };
-  line("bundle", bundle.folder().string());
+  line("bundle", internal::display(bundle.folder()));
   line("target", m.target + ", " + m.dtype);
   line("model", m.generation + ": " + number(m.n_layer) + " layers, " + number(m.n_kv_head) + " KV heads of " +
                     number(m.head_dim) + ", vocabulary " + number(m.vocab_size));

@@ -52,7 +52,8 @@ void tell_full(const Manifest& manifest) {
             " tokens is full: type 'clear' to begin a new conversation.]\n");
 }
 
-// One turn. A message that does not fit leaves the conversation as it was.
+// One turn. A message that does not fit, or whose reply was ended before its first token, leaves the conversation as it
+// was.
 void turn(NanoChat& model, Conversation& conversation, const std::string& line, GenerateOptions& options) {
   Conversation longer = conversation;
   longer.add_user(line);
@@ -62,6 +63,10 @@ void turn(NanoChat& model, Conversation& conversation, const std::string& line, 
   write_out("\nAssistant: ");
   const Generation generation = write_reply(model, longer, options);
   const Sample& reply = generation.samples.front();
+  if (reply.ids.empty()) {
+    if (reply.stop == StopReason::interrupt) write_out("[Ended before the reply began: the message was left out.]\n");
+    return;
+  }
   longer.add_reply(reply.ids);
   conversation = std::move(longer);
   if (reply.stop == StopReason::context) tell_full(model.manifest());

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "nanochat_x/tokenizer.h"
 #include "nanochat_x/utf8.h"
@@ -19,6 +20,8 @@ class ReplyPrinter {
   std::string push(TokenId id, bool sampled);
   /// Ends the reply.
   std::string finish();
+  /// What gives the terminal back its own style if the reply breaks off here; empty where nothing is dimmed.
+  std::string_view plain() const { return styled_ && place_ != Place::text ? "\x1b[0m" : ""; }
 
  private:
   enum class Place { text, expression, after_expression, result };

@@ -57,8 +57,25 @@ auto guarded(const std::string& what, Function&& function) {
   }
 }
 
+std::string shape_text(at::IntArrayRef shape) {
+  std::string text;
+  for (const std::int64_t size : shape) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  return '[' + text + ']';
+}
+
+// An output of a program as it must be, contiguous; Error if it is another tensor: its memory is read by these sizes.
+at::Tensor checked(const at::Tensor& tensor, const std::string& role, const char* name, at::ScalarType type,
+                   at::IntArrayRef shape) {
+  if (tensor.scalar_type() != type || tensor.sizes() != shape || !tensor.device().is_cpu()) {
+    throw Error("program " + role + " returned " + name + " as " + c10::toString(tensor.scalar_type()) +
+                shape_text(tensor.sizes()) + " instead of " + c10::toString(type) + shape_text(shape) +
+                "; lower the model again");
+  }
+  return tensor.contiguous();
+}
+
+// `tensor` is contiguous float32 [B, T, vocab].
 Logits to_logits(at::Tensor tensor) {
-  tensor = tensor.contiguous();
   Logits logits;
   logits.batch = tensor.size(0);
   logits.length = tensor.size(1);
@@ -72,31 +89,23 @@ class AotiBackend final : public Backend {
  public:
   AotiBackend(const Bundle& bundle, int threads)
       : bundle_(bundle), weights_(SafetensorsFile::open(bundle.path_of(bundle.manifest().weights))) {
-    if (threads > 0) at::set_num_threads(threads);
+    check_rows("cos", bundle_.manifest().max_seq_len, "max_seq_len");
+    check_rows("model.lm_head.weight", bundle_.manifest().vocab_size, "vocab_size");
+    if (threads > 0) at::set_num_threads(threads);  // of the whole process: libtorch has one pool
+    // What nearly every use needs is loaded right after its hash was checked; chatting never loads `full`.
+    for (const char* role : {"prefill", "decode"}) (void)program(role);
   }
 
   Logits forward(std::span<const std::int64_t> ids, std::int64_t batch, std::int64_t length) override {
-    auto outputs = run("full", {borrow(ids.data(), {batch, length}, at::kLong)}, 1);
-    return to_logits(std::move(outputs[0]));
+    return guarded("program full failed", [&] {
+      const auto outputs = run("full", {borrow(ids.data(), {batch, length}, at::kLong)}, 1);
+      return to_logits(checked_logits(outputs[0], "full", batch, length));
+    });
   }
 
   Logits step(const Step& step, Cache& cache) override {
-    auto& host = static_cast<HostCache&>(cache);
-    const Manifest& m = bundle_.manifest();
-    // Nothing is live before the first tokens: an empty cache spares the program from looking at all of it.
-    const bool empty = std::all_of(step.position.begin(), step.position.end(), [](auto p) { return p == 0; });
-    const std::vector<std::int64_t> shape = {m.n_layer, step.batch, m.n_kv_head, empty ? 0 : host.capacity(),
-                                             m.head_dim};
-    const at::ScalarType type = scalar_type(m.dtype);
-    auto outputs = run(step.length == 1 ? "decode" : "prefill",
-                       {borrow(step.input_ids.data(), {step.batch, step.length}, at::kLong),
-                        borrow(step.prev_ids.data(), {step.batch, 1}, at::kLong), borrow(host.keys(), shape, type),
-                        borrow(host.values(), shape, type), borrow(step.position.data(), {step.batch}, at::kLong)},
-                       3);
-    const at::Tensor keys = outputs[1].contiguous(), values = outputs[2].contiguous();
-    host.append(static_cast<const std::byte*>(keys.const_data_ptr()),
-                static_cast<const std::byte*>(values.const_data_ptr()), step.position, step.length);
-    return to_logits(std::move(outputs[0]));
+    const std::string role = step.length == 1 ? "decode" : "prefill";
+    return guarded("program " + role + " failed", [&] { return run_cached(role, step, cache); });
   }
 
   std::unique_ptr<Cache> new_cache(std::int64_t rows, std::int64_t capacity) override {
@@ -104,26 +113,65 @@ class AotiBackend final : public Backend {
   }
 
  private:
-  std::vector<at::Tensor> run(const std::string& role, const std::vector<at::Tensor>& inputs, std::size_t expected) {
-    return guarded("program " + role + " failed", [&] {
-      auto outputs = program(role).run(inputs);
-      if (outputs.size() != expected) {
-        throw Error("program " + role + " returned " + std::to_string(outputs.size()) + " tensors instead of " +
-                    std::to_string(expected) + "; lower the model again");
-      }
-      return outputs;
-    });
+  // The programs read that many rows, whatever the file holds.
+  void check_rows(const std::string& name, std::int64_t rows, const std::string& what) const {
+    const auto found = weights_.tensors().find(name);
+    if (found == weights_.tensors().end()) return;  // these programs know it by another name
+    const auto& shape = found->second.shape;
+    if (shape.empty() || shape[0] != rows) {
+      throw Error("the weights' tensor " + name + " has shape " + shape_text(shape) + ", but the manifest's " + what +
+                  " is " + std::to_string(rows) + "; lower the model again");
+    }
   }
 
-  // A program is loaded when it is first needed: chatting never loads `full`.
+  Logits run_cached(const std::string& role, const Step& step, Cache& cache) {
+    auto& host = static_cast<HostCache&>(cache);
+    const Manifest& m = bundle_.manifest();
+    // Nothing is live before the first tokens: an empty cache spares the program from looking at all of it.
+    const bool empty = std::all_of(step.position.begin(), step.position.end(), [](auto p) { return p == 0; });
+    const std::vector<std::int64_t> shape = {m.n_layer, step.batch, m.n_kv_head, empty ? 0 : host.capacity(),
+                                             m.head_dim};
+    const at::ScalarType type = scalar_type(m.dtype);
+    const auto outputs =
+        run(role,
+            {borrow(step.input_ids.data(), {step.batch, step.length}, at::kLong),
+             borrow(step.prev_ids.data(), {step.batch, 1}, at::kLong), borrow(host.keys(), shape, type),
+             borrow(host.values(), shape, type), borrow(step.position.data(), {step.batch}, at::kLong)},
+            3);
+    const std::vector<std::int64_t> added = {m.n_layer, step.batch, m.n_kv_head, step.length, m.head_dim};
+    at::Tensor logits = checked_logits(outputs[0], role, step.batch, step.length);
+    const at::Tensor keys = checked(outputs[1], role, "new_k", type, added);
+    const at::Tensor values = checked(outputs[2], role, "new_v", type, added);
+    host.append(static_cast<const std::byte*>(keys.const_data_ptr()),
+                static_cast<const std::byte*>(values.const_data_ptr()), step.position, step.length);
+    return to_logits(std::move(logits));
+  }
+
+  at::Tensor checked_logits(const at::Tensor& tensor, const std::string& role, std::int64_t batch,
+                            std::int64_t length) const {
+    return checked(tensor, role, "logits", at::kFloat, {batch, length, bundle_.manifest().vocab_size});
+  }
+
+  std::vector<at::Tensor> run(const std::string& role, const std::vector<at::Tensor>& inputs, std::size_t expected) {
+    auto outputs = program(role).run(inputs);
+    if (outputs.size() != expected) {
+      throw Error("program " + role + " returned " + std::to_string(outputs.size()) + " tensors instead of " +
+                  std::to_string(expected) + "; lower the model again");
+    }
+    return outputs;
+  }
+
+  // Loaded when it is first asked for. The files may have changed since all were checked, and loading runs code.
   Runner& program(const std::string& role) {
     auto& slot = programs_[role];
     if (!slot) {
       const auto& paths = bundle_.manifest().programs;
       const auto path = paths.find(role);
       if (path == paths.end()) throw Error("the bundle has no program " + role + "; lower the model again");
-      slot = std::make_unique<Runner>(bundle_.path_of(path->second).string());
-      give_weights(*slot);
+      bundle_.verify_hash(path->second);
+      auto runner = std::make_unique<Runner>(bundle_.path_of(path->second).string());
+      give_weights(*runner);
+      slot = std::move(runner);  // not before: one without weights must never run
     }
     return *slot;
   }

@@ -12,6 +12,7 @@
 #include "machine.h"
 #include "manifest.h"
 #include "nanochat_x/error.h"
+#include "sha256.h"
 #include "text.h"
 
 namespace nanochat_x {
@@ -75,6 +76,20 @@ std::string read_text(const fs::path& file, std::uintmax_t size) {
   return text;
 }
 
+/// manifest.sha256 holds the hash of the manifest's bytes and a line feed.
+void check_manifest_hash(const fs::path& folder, const fs::path& root, const std::string& manifest) {
+  const fs::path file = folder / "manifest.sha256";
+  const std::uintmax_t size = checked_size(folder, root, "manifest.sha256");
+  const std::string text = size == 65 ? read_text(file, size) : std::string();
+  if (!text.ends_with('\n') || !internal::is_sha256(std::string_view(text).substr(0, 64))) {
+    throw Error(display(file) + ": is not 64 lower-case hexadecimal digits and a line feed; " + kRemedy);
+  }
+  if (!text.starts_with(internal::sha256_of(manifest))) {
+    throw Error(display(folder / "manifest.json") +
+                " was changed since it was written (SHA-256 differs); lower the model again");
+  }
+}
+
 std::string lower_command(const Manifest& manifest) {
   return "`python -m nanochat_x lower --target " + manifest.target + "`";
 }
@@ -94,9 +109,12 @@ Bundle Bundle::open(const fs::path& folder) {
   const fs::path manifest = folder / "manifest.json";
   const std::uintmax_t manifest_size = checked_size(folder, root, "manifest.json");
   if (manifest_size > kMaxManifestBytes) throw Error(display(manifest) + ": is larger than 16 MiB; " + kRemedy);
+  const std::string text = read_text(manifest, manifest_size);
+  internal::check_schema_version(text, display(manifest));  // a newer schema may tell the rest in another way
+  check_manifest_hash(folder, root, text);
   Bundle bundle;
-  bundle.folder_ = folder;
-  bundle.manifest_ = internal::parse_manifest(read_text(manifest, manifest_size), display(manifest));
+  bundle.folder_ = fs::absolute(folder);  // programs are loaded later: the working directory may be another then
+  bundle.manifest_ = internal::parse_manifest(text, display(manifest));
   for (const BundleFile& file : bundle.manifest_.files) {
     const std::uintmax_t size = checked_size(folder, root, file.path);
     if (size != file.size) {
@@ -107,12 +125,22 @@ Bundle Bundle::open(const fs::path& folder) {
   return bundle;
 }
 
-fs::path Bundle::path_of(const std::string& relative) const {
-  const auto is_it = [&](const BundleFile& file) { return file.path == relative; };
-  if (std::none_of(manifest_.files.begin(), manifest_.files.end(), is_it)) {
+const BundleFile& Bundle::entry(const std::string& relative) const {
+  const auto found = std::ranges::find(manifest_.files, relative, &BundleFile::path);
+  if (found == manifest_.files.end()) {
     throw Error(display(folder_) + ": " + in_quotes(relative) + " is not listed in its manifest; lower it again");
   }
-  return folder_ / internal::path_from_utf8(relative);
+  return *found;
+}
+
+fs::path Bundle::path_of(const std::string& relative) const {
+  return folder_ / internal::path_from_utf8(entry(relative).path);
+}
+
+void Bundle::verify_hash(const std::string& relative) const {
+  if (sha256_file(path_of(relative)) != entry(relative).sha256) {
+    throw Error(display(folder_) + ": " + in_quotes(relative) + " differs from what was lowered (SHA-256); " + kRemedy);
+  }
 }
 
 void Bundle::verify_hashes() const {
@@ -126,12 +154,8 @@ void Bundle::verify_hashes() const {
   std::atomic<std::size_t> next{0};
   const auto work = [&] {
     for (std::size_t i = next++; i < order.size(); i = next++) {
-      const BundleFile& file = files[order[i]];
       try {
-        if (sha256_file(path_of(file.path)) != file.sha256) {
-          throw Error(display(folder_) + ": " + in_quotes(file.path) + " differs from what was lowered (SHA-256); " +
-                      kRemedy);
-        }
+        verify_hash(files[order[i]].path);
       } catch (...) {
         failures[order[i]] = std::current_exception();
       }

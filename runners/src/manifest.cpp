@@ -6,6 +6,7 @@
 
 #include "json_reader.h"
 #include "nanochat_x/error.h"
+#include "sha256.h"
 #include "text.h"
 
 namespace nanochat_x::internal {
@@ -103,8 +104,7 @@ BundleFile read_file(const ObjectReader& file) {
   out.path = relative_path(file, "path");
   out.size = static_cast<std::uint64_t>(file.integer("size", 0));
   out.sha256 = file.string("sha256");
-  const bool is_hash = out.sha256.size() == 64 && out.sha256.find_first_not_of("0123456789abcdef") == std::string::npos;
-  if (!is_hash) file.fail("sha256", "must be 64 lower-case hexadecimal digits");
+  if (!is_sha256(out.sha256)) file.fail("sha256", "must be 64 lower-case hexadecimal digits");
   return out;
 }
 
@@ -116,6 +116,7 @@ void read_files(const ObjectReader& manifest, const std::string& where, Manifest
     out.files.push_back(read_file(ObjectReader(entry, where, kRemedy, key)));
     const std::string& path = out.files.back().path;
     if (path == "manifest.json") manifest.fail(key, "lists manifest.json, which cannot hold its own hash");
+    if (path == "manifest.sha256") manifest.fail(key, "lists manifest.sha256, which is made of the manifest");
     if (!seen.insert(path).second) manifest.fail(key, "lists " + in_quotes(path) + " a second time");
   }
 }
@@ -145,6 +146,11 @@ void check_listed(const ObjectReader& manifest, const Manifest& out, const std::
 }
 
 }  // namespace
+
+void check_schema_version(std::string_view text, const std::string& where) {
+  const json value = parse_json(text, where, kRemedy);
+  check_schema_version(ObjectReader(value, where, kRemedy), where);
+}
 
 Manifest parse_manifest(std::string_view text, const std::string& where) {
   const json value = parse_json(text, where, kRemedy);

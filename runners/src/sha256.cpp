@@ -1,9 +1,13 @@
+#include "sha256.h"
+
 #include <openssl/evp.h>
 
 #include <array>
 #include <cstddef>
 #include <fstream>
 #include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "nanochat_x/bundle.h"
@@ -27,28 +31,59 @@ std::string to_hex(const unsigned char* bytes, std::size_t size) {
   return out;
 }
 
+/// One hash in the making; `where` names in errors what is hashed.
+class Sha256 {
+ public:
+  explicit Sha256(std::string where) : where_(std::move(where)), context_(EVP_MD_CTX_new(), EVP_MD_CTX_free) {
+    if (!context_ || EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) != 1) fail("OpenSSL has no SHA-256");
+  }
+  void add(const char* bytes, std::size_t count) {
+    if (EVP_DigestUpdate(context_.get(), bytes, count) != 1) fail("OpenSSL could not hash it");
+  }
+  std::string finish() {
+    std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
+    unsigned size = 0;
+    if (EVP_DigestFinal_ex(context_.get(), digest.data(), &size) != 1) fail("OpenSSL could not hash it");
+    return to_hex(digest.data(), size);
+  }
+
+ private:
+  [[noreturn]] void fail(const char* what) const { throw Error(where_ + ": " + what); }
+
+  std::string where_;
+  std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)> context_;
+};
+
 }  // namespace
 
+namespace internal {
+
+std::string sha256_of(std::string_view bytes) {
+  Sha256 hash("a text");
+  hash.add(bytes.data(), bytes.size());
+  return hash.finish();
+}
+
+bool is_sha256(std::string_view text) {
+  return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string_view::npos;
+}
+
+}  // namespace internal
+
 std::string sha256_file(const std::filesystem::path& file) {
-  const auto fail = [&](const char* what) { return Error(internal::display(file) + ": " + what); };
+  const std::string where = internal::display(file);
   std::vector<char> block(kBlock);
   std::ifstream stream;
   stream.rdbuf()->pubsetbuf(nullptr, 0);  // the block is the buffer
   stream.open(file, std::ios::binary);
-  if (!stream) throw fail("cannot be opened; look at its permissions");
-
-  const std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)> context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
-  if (!context || EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) != 1) throw fail("OpenSSL has no SHA-256");
+  if (!stream) throw Error(where + ": cannot be opened; look at its permissions");
+  Sha256 hash(where);
   while (stream) {
     stream.read(block.data(), static_cast<std::streamsize>(block.size()));
-    if (stream.bad()) throw fail("cannot be read to its end; look at the disk");
-    const auto count = static_cast<std::size_t>(stream.gcount());
-    if (EVP_DigestUpdate(context.get(), block.data(), count) != 1) throw fail("OpenSSL could not hash it");
+    if (stream.bad()) throw Error(where + ": cannot be read to its end; look at the disk");
+    hash.add(block.data(), static_cast<std::size_t>(stream.gcount()));
   }
-  std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
-  unsigned size = 0;
-  if (EVP_DigestFinal_ex(context.get(), digest.data(), &size) != 1) throw fail("OpenSSL could not hash it");
-  return to_hex(digest.data(), size);
+  return hash.finish();
 }
 
 }  // namespace nanochat_x

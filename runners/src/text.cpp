@@ -5,16 +5,25 @@ namespace nanochat_x::internal {
 namespace {
 
 void append_printable(std::string& out, std::string_view text, std::size_t limit) {
-  constexpr char kHex[] = "0123456789abcdef";
+  static constexpr char kHex[] = "0123456789abcdef";
+  const auto escape = [&out](unsigned char byte) {
+    out += "\\x";
+    out += kHex[byte >> 4];
+    out += kHex[byte & 15];
+  };
+  unsigned char before = 0;
   for (const char c : text.substr(0, limit)) {
     const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7f) {
-      out += "\\x";
-      out += kHex[byte >> 4];
-      out += kHex[byte & 15];
+    if (before == 0xc2 && byte >= 0x80 && byte < 0xa0) {  // U+0080 to U+009F: a terminal may obey these too
+      out.pop_back();
+      escape(before);
+      escape(byte);
+    } else if (byte < 0x20 || byte == 0x7f) {
+      escape(byte);
     } else {
       out += c;
     }
+    before = byte;
   }
   if (text.size() > limit) out += "...";
 }
@@ -24,6 +33,12 @@ void append_printable(std::string& out, std::string_view text, std::size_t limit
 std::string printable(std::string_view text) {
   std::string out;
   append_printable(out, text, 200);
+  return out;
+}
+
+std::string without_controls(std::string_view text) {
+  std::string out;
+  append_printable(out, text, text.size());
   return out;
 }
 

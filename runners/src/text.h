@@ -6,8 +6,11 @@
 
 namespace nanochat_x::internal {
 
-/// `text` fit for an error's one line: control characters as \xNN, cut after 200 bytes.
+/// `text` fit for an error's one line: control characters (C1 too) as \xNN, cut after 200 bytes.
 std::string printable(std::string_view text);
+
+/// The same, not cut.
+std::string without_controls(std::string_view text);
 
 /// `printable(text)` in double quotes.
 std::string in_quotes(std::string_view text);

@@ -3,7 +3,9 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 
+#include "nanochat_x/bundle.h"
 #include "temp_dir.h"
 
 namespace nanochat_x::test {
@@ -55,6 +57,12 @@ inline nlohmann::json valid_manifest() {
   };
 }
 
+/// Writes manifest.json and the manifest.sha256 that fits it.
+inline void write_manifest_text(const std::filesystem::path& folder, std::string_view text) {
+  write_file(folder / "manifest.json", text);
+  write_file(folder / "manifest.sha256", sha256_file(folder / "manifest.json") + "\n");
+}
+
 /// A bundle's folder; `change` edits the manifest before it is written.
 class BundleFiles {
  public:
@@ -63,7 +71,7 @@ class BundleFiles {
     write_file(dir_ / "weights.safetensors", kTwoBlocks);
     nlohmann::json manifest = valid_manifest();
     if (change) change(manifest);
-    write_file(dir_ / "manifest.json", manifest.dump());
+    write_manifest_text(dir_.path(), manifest.dump());
   }
   const std::filesystem::path& path() const { return dir_.path(); }
   std::filesystem::path operator/(std::string_view name) const { return dir_ / name; }

@@ -32,7 +32,7 @@ class FakeBundle {
       manifest["files"].push_back(
           {{"path", path}, {"size", std::filesystem::file_size(dir_ / path)}, {"sha256", sha256_file(dir_ / path)}});
     }
-    write_file(dir_ / "manifest.json", manifest.dump());
+    write_manifest_text(dir_.path(), manifest.dump());
   }
   nlohmann::json manifest() const { return nlohmann::json::parse(read_file(dir_ / "manifest.json")); }
 

@@ -26,7 +26,7 @@ std::string open_error(const Change& change) {
 /// The error of opening a bundle whose manifest is this text.
 std::string text_error(const std::string& text) {
   const BundleFiles files;
-  write_file(files / "manifest.json", text);
+  write_manifest_text(files.path(), text);
   return error_of([&] { Bundle::open(files.path()); });
 }
 
@@ -318,6 +318,16 @@ TEST_CASE("a bundle through a link or a relative path is a bundle") {
   Bundle::open(other / "link").verify_hashes();
   CHECK(Bundle::open(fs::relative(files.path())).manifest().n_layer == 4);
 }
+
+TEST_CASE("an opened bundle does not depend on the working directory") {
+  const BundleFiles files;
+  const fs::path before = fs::current_path();
+  fs::current_path(files.path().parent_path());
+  const Bundle bundle = Bundle::open(files.path().filename());
+  fs::current_path(before);
+  CHECK(bundle.folder() == files.path());
+  bundle.verify_hashes();
+}
 #endif
 
 TEST_CASE("a changed byte is found") {
@@ -331,6 +341,63 @@ TEST_CASE("a changed byte is found") {
   CHECK(contains(error_of([&] { bundle.verify_hashes(); }), "\"prefill.so\" differs"));
   fs::remove(files / "prefill.so");
   CHECK(contains(error_of([&] { bundle.verify_hashes(); }), "prefill.so: cannot be opened"));
+}
+
+TEST_CASE("one file's hash") {
+  const BundleFiles files;
+  const Bundle bundle = Bundle::open(files.path());
+  bundle.verify_hash("full.so");
+  write_file(files / "full.so", "abd");
+  bundle.verify_hash("decode.so");
+  CHECK(contains(error_of([&] { bundle.verify_hash("full.so"); }), "\"full.so\" differs from what was lowered"));
+  CHECK(contains(error_of([&] { bundle.verify_hash("other.so"); }), "\"other.so\" is not listed"));
+}
+
+TEST_CASE("a manifest that was changed is refused") {
+  const auto changed = [](const std::string& from, const std::string& to) {
+    return folder_error([&](const BundleFiles& f) {
+      std::string text = read_file(f / "manifest.json");
+      REQUIRE(text.find(from) != std::string::npos);
+      write_file(f / "manifest.json", text.replace(text.find(from), from.size(), to));
+    });
+  };
+  const std::string refused = "manifest.json was changed since it was written (SHA-256 differs); lower the model again";
+  CHECK(contains(changed("\"max_seq_len\":1024", "\"max_seq_len\":1025"), refused));
+  CHECK(contains(changed(kTwoBlocksHash, std::string(64, '0')), refused));
+  CHECK(contains(changed("\"max_seq_len\":1024", "\"max_seq_len\": 1024"), refused));  // means the same
+  CHECK(contains(changed("\"target\"", "\"tarjet\""), refused));  // before what it says is looked at
+  CHECK(contains(changed("\"schema_version\":1", "\"schema_version\":2"), "update nanochat_x"));
+}
+
+TEST_CASE("manifest.sha256") {
+  // from hashlib
+  const std::string text = R"({"schema_version": 1})";
+  const std::string hash = "0421214960441d55a9859ecf90ddb72f90b7ca185481b2154652c40f392d63af";
+  const auto with_sum = [&](const std::string& sum) {
+    return folder_error([&](const BundleFiles& f) {
+      write_file(f / "manifest.json", text);
+      write_file(f / "manifest.sha256", sum);
+    });
+  };
+  CHECK(contains(with_sum(hash + "\n"), "target: is missing"));  // the sum is right
+  CHECK(contains(with_sum(std::string(64, '0') + "\n"), "was changed since it was written"));
+  std::string upper = hash;
+  upper[62] = 'A';
+  for (const std::string& sum :
+       {std::string(), std::string("\n"), hash, hash + "\n\n", hash + " ", hash + "\r\n", hash.substr(1) + "\n",
+        " " + hash.substr(1) + "\n", upper + "\n", hash + "  manifest.json\n", std::string(100'000, 'a')}) {
+    CAPTURE(sum);
+    CHECK(contains(with_sum(sum), "manifest.sha256: is not 64 lower-case hexadecimal digits and a line feed"));
+  }
+  CHECK(contains(folder_error([](const auto& f) { fs::remove(f / "manifest.sha256"); }),
+                 "\"manifest.sha256\" is missing; the bundle is damaged: lower it again"));
+  // a newer schema is refused first, whatever became of the sum
+  CHECK(contains(folder_error([](const auto& f) {
+                   fs::remove(f / "manifest.sha256");
+                   write_file(f / "manifest.json", R"({"schema_version": 2})");
+                 }),
+                 "update nanochat_x"));
+  CHECK(contains(open_error([](json& m) { m["files"][0]["path"] = "manifest.sha256"; }), "is made of the manifest"));
 }
 
 TEST_CASE("SHA-256 of files") {
@@ -352,5 +419,7 @@ TEST_CASE("SHA-256 of files") {
 
 TEST_CASE("text for errors is one line") {
   CHECK(internal::in_quotes("a\n\x1b[31m\x7f") == R"("a\x0a\x1b[31m\x7f")");
+  CHECK(internal::in_quotes("\xc2\x9b[31m \xc2\xa0\xc3\x9b") == "\"\\xc2\\x9b[31m \xc2\xa0\xc3\x9b\"");  // C1's CSI
+  CHECK(internal::without_controls(std::string(300, 'x') + "\t") == std::string(300, 'x') + "\\x09");
   CHECK(internal::printable(std::string(300, 'x')) == std::string(200, 'x') + "...");
 }

@@ -54,7 +54,8 @@ class Backend {
 };
 
 /// Opens the programs of a bundle whose hashes and machine have been checked. Each runner program links exactly one
-/// backend, which defines this function and `backend_name`. `threads` 0: the runtime's default. Throws Error.
+/// backend, which defines this function and `backend_name`. `threads` 0: the runtime's default; another number
+/// may hold for the whole process (libtorch's does). Throws Error.
 std::unique_ptr<Backend> open_backend(const Bundle& bundle, int threads);
 /// The target that this program runs ("aoti"), and the version of its runtime ("2.13.0").
 std::string backend_name();

@@ -38,11 +38,13 @@ struct Manifest {
 /// A bundle on disk: its manifest read strictly, every path confined to the folder.
 class Bundle {
  public:
-  /// Reads manifest.json; checks schema version, paths (no '..', no absolute path, no link that leaves the folder),
-  /// that every listed file exists with its size, that every file that the manifest uses is listed. Throws Error.
+  /// Reads manifest.json; checks schema version, its own SHA-256 against manifest.sha256, paths (no '..', no absolute
+  /// path, no link that leaves the folder), that every listed file exists with its size, that every file that the
+  /// manifest uses is listed. Throws Error.
   static Bundle open(const std::filesystem::path& folder);
 
   const Manifest& manifest() const { return manifest_; }
+  /// Absolute.
   const std::filesystem::path& folder() const { return folder_; }
   /// Where a listed file lies. Throws Error for a path that the manifest does not list.
   std::filesystem::path path_of(const std::string& relative) const;
@@ -50,12 +52,16 @@ class Bundle {
   /// SHA-256 of every listed file against the manifest (several files at once on several threads). Throws Error naming
   /// the first file that differs.
   void verify_hashes() const;
+  /// The same for one listed file: for what is read or run long after all were checked. Throws Error.
+  void verify_hash(const std::string& relative) const;
   /// Platform, architecture and instruction set of this machine, and that `runtime_version` ("2.13.0"; empty: do not
   /// check) has the major and minor number of the manifest's `torch_version`. Throws Error that names what the machine
   /// lacks and the command that would lower for it.
   void check_machine(std::string_view runtime_version) const;
 
  private:
+  const BundleFile& entry(const std::string& relative) const;
+
   Manifest manifest_;
   std::filesystem::path folder_;
 };

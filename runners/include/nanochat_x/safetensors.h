@@ -18,8 +18,8 @@ struct TensorView {
   std::span<const std::byte> data;
 };
 
-/// A safetensors file, memory-mapped read-only (read into memory where there is no mmap), read strictly: a malformed
-/// header, overlapping or misplaced ranges, an unknown dtype or a length that does not match the shape throws Error.
+/// A safetensors file, memory-mapped read-only (mmap, on Windows a file mapping) and read strictly: a malformed header,
+/// overlapping or misplaced ranges, an unknown dtype or a length that does not match the shape throws Error.
 class SafetensorsFile {
  public:
   static SafetensorsFile open(const std::filesystem::path& file);

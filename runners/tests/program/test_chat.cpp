@@ -179,6 +179,30 @@ TEST_CASE("Ctrl-C during a reply ends the reply, at the prompt the program") {
   }
 }
 
+TEST_CASE("Ctrl-C before a reply's first token leaves the conversation as it was") {
+  // A step feeds at most 256 tokens of a prompt: the message takes two, and the interrupt comes during the first.
+  const FakeBundle bundle(answering({"first.", "second."}, 400), 1000);
+  Process process(command(chat(bundle)));
+  process.wait_for(kPrompt);
+  process.write(std::string(300, 'x') + "\n");
+  process.wait_for("Assistant: ");
+  process.interrupt();
+  process.wait_for("\n[Ended before the reply began: the message was left out.]\n" + kPrompt);
+  process.write("hi\n");  // the model still gives the first script: no turn came before
+  process.wait_for("Assistant: first\n");
+}
+
+TEST_CASE("an error within the calculator's part gives the terminal its style back") {
+  nlohmann::json model = answering({"{1+2}___."});
+  model["fail_at_step"] = 4;
+  const FakeBundle bundle(model);
+  Process process(command(chat(bundle, {"--prompt", "hi"})), Process::Streams::terminal);
+  process.wait_for("\x1b[2m[1");
+  CHECK(process.finish().exit_code != 0);
+  CHECK(process.out.ends_with("\x1b[0m"));
+  CHECK(holds(process.err, "the runtime failed"));
+}
+
 TEST_CASE("chat --prompt, interrupted") {
   const FakeBundle bundle(answering({std::string(300, 'x')}, 10));
   Process process(command(chat(bundle, {"--prompt", "hi"})));

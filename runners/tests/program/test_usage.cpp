@@ -87,6 +87,20 @@ TEST_CASE("info tells what a bundle holds and whether it runs here") {
   CHECK(holds(run_program({"info", bundle.path().string()}).out, "cannot run it"));
 }
 
+TEST_CASE("what a manifest says cannot steer the terminal") {
+  FakeBundle bundle;
+  auto manifest = bundle.manifest();
+  manifest["model"]["generation"] = "a\x1b[31m\nb";
+  manifest["machine"]["march"] = "\xc2\x9b[2J";
+  bundle.write_manifest(manifest);
+  const Run text = run_program({"info", bundle.path().string()});
+  CHECK(text.exit_code == 0);
+  CHECK(holds(text.out, "a\\x1b[31m\\x0ab: 4 layers"));
+  CHECK(holds(text.out, "\\xc2\\x9b[2J"));
+  CHECK_FALSE(holds(text.out, "\x1b"));
+  CHECK_FALSE(holds(text.out, "\x9b"));
+}
+
 TEST_CASE("standard output that cannot be written to") {
   const FakeBundle bundle(answering({"hello"}));
   const std::string self = NANOCHAT_FAKE;

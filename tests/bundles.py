@@ -1,0 +1,41 @@
+"""Bundles for tests: lowering one, spoiling a copy of one, and asking the command line about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nanochat_x.console import Silent
+from nanochat_x.lowering import LowerRequest, lower
+
+
+def lower_bundle(output: Path, **options: Any) -> Path:
+    """A bundle for this machine; `options` are fields of LowerRequest."""
+    # With verification: what a fixture hands out has passed the comparison that every user's bundle passes.
+    request = LowerRequest(
+        target="aoti", output=output, source=None, model_tag=None, step=None, base_dir=None, tokenizer_dir=None,
+        dtype="float32", max_seq_len=None, march="native", overrides={}, force=False, verify=True,
+    )  # fmt: skip
+    return lower(replace(request, **options), Silent()).bundle
+
+
+def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the manifest on purpose: its own hash is made right again, so that what was changed is what is judged."""
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    change(manifest)
+    data = json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n"
+    (bundle / "manifest.json").write_bytes(data)
+    (bundle / "manifest.sha256").write_text(hashlib.sha256(data).hexdigest() + "\n", encoding="ascii")
+
+
+def run_cli(*arguments: str | bytes | Path) -> subprocess.CompletedProcess[str]:
+    """`python -m nanochat_x ...`, as a user calls it."""
+    command = [os.fsencode(part) for part in (sys.executable, "-m", "nanochat_x", *arguments)]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
