@@ -21,6 +21,9 @@ CACHED_INPUTS = ("input_ids", "prev_ids", "cache_k", "cache_v", "position")
 CACHED_OUTPUTS = ("logits", "new_k", "new_v")
 
 
+_EXAMPLES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
+
+
 @dataclass(frozen=True)
 class Captured:
     """What a target lowers: the two programs of one model, and the limits that they were captured with."""
@@ -70,9 +73,16 @@ def describe_contract(captured: Captured) -> dict[str, Any]:
         "limits": f"B >= 1, 1 <= T <= {captured.max_seq_len} (decode: T = 1), 0 <= S <= {captured.max_seq_len}, "
         f"max(position) <= S, position + T <= {captured.max_seq_len}",
         "prefill": cached,
-        "decode": cached,
+        "decode": _with_one_step(cached),
         "full": {"inputs": ids, "outputs": logits},
     }
+
+
+def _with_one_step(part: Any) -> Any:
+    """The same description with T = 1."""
+    if isinstance(part, dict):
+        return {key: _with_one_step(value) for key, value in part.items()}
+    return [1 if size == "T" else size for size in part] if isinstance(part, list) else part
 
 
 def cached_example(
@@ -91,7 +101,9 @@ def _cached_dims(max_seq_len: int, *, decode: bool = False) -> tuple[dict[int, A
 
 
 def _dims(max_seq_len: int) -> tuple[Dim, Dim, Dim]:
-    return Dim("batch", min=1), Dim("steps", min=1, max=max_seq_len), Dim("slots", min=0, max=max_seq_len)
+    # Export wants its examples within the range; a caller must keep to max_seq_len all the same.
+    most = max(max_seq_len, _EXAMPLES[-1])
+    return Dim("batch", min=1), Dim("steps", min=1, max=most), Dim("slots", min=0, max=most)
 
 
 def _export(module: torch.nn.Module, args: tuple[Any, ...], dims: tuple[dict[int, Any], ...]) -> ExportedProgram:
@@ -114,7 +126,7 @@ def _example_sizes(spec: ModelSpec, max_seq_len: int) -> Iterator[int]:
         spec.n_head // spec.n_kv_head, spec.head_dim // 2, 4 * spec.n_embd, spec.gate_channels, spec.smear_channels,
         spec.n_kv_head * spec.head_dim,
     }  # fmt: skip
-    return (size for size in (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43) if size not in taken)
+    return (size for size in _EXAMPLES if size not in taken)
 
 
 def _check_dynamic(program: ExportedProgram, name: str, dims: dict[str, tuple[int, ...]]) -> None:

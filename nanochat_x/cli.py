@@ -1,4 +1,4 @@
-"""The command line: every verb is a function here or in `cli_run`, and this is the only place that composes.
+"""The command line: every verb is a function here or in `cli_run`; it composes what the other modules do.
 
 Torch is imported inside the verbs that need it, so that `--help` and mistakes answer at once.
 """

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from nanochat_x import __version__
+from nanochat_x.build import ensure_built
 from nanochat_x.bundle import TOKENIZER, WEIGHTS, list_files, write_manifest, write_weights
 from nanochat_x.capture import Captured, capture, describe_contract
 from nanochat_x.checkpoint import Checkpoint, CheckpointFiles, find_checkpoint, load_checkpoint
@@ -69,6 +70,8 @@ def lower(request: LowerRequest, progress: Progress) -> LowerResult:
     for note in checkpoint.notes:
         progress.note(f"  {note}")
 
+    if request.verify:
+        ensure_built(request.target, log=progress)  # before the long work: what it lacks is better told now
     dtype = DTYPES[request.dtype]
     max_seq_len = request.max_seq_len or checkpoint.spec.sequence_len
     weights = prepare_weights(checkpoint.weights, dtype)

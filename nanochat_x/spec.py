@@ -45,13 +45,5 @@ class ModelSpec:
         return self.n_embd // self.n_head
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dict for a manifest; `from_json` is its inverse."""
+        """Plain dict for a manifest."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> ModelSpec:
-        """Inverse of `to_json`. Raises TypeError on a missing or an unknown field."""
-        data = dict(data)
-        for name in ("windows", "value_embed_layers"):
-            data[name] = tuple(data[name])
-        return cls(**data)

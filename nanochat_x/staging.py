@@ -59,5 +59,9 @@ def _exchange(new: Path, old: Path) -> None:
         # A file system without it (EINVAL): the two renames below.
     aside = new.with_name(new.name + ".old")
     old.rename(aside)
-    new.rename(old)
+    try:
+        new.rename(old)
+    except OSError:
+        aside.rename(old)
+        raise
     aside.rename(new)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor.cpu_vec_isa
 from torch.export import ExportedProgram
 
 from nanochat_x.capture import Captured
@@ -24,7 +25,7 @@ from nanochat_x.target import Lowered, Machine
 
 PROGRAMS = ("prefill", "decode", "full")
 
-#: gcc and clang define a macro for each instruction set that they may use; these are the ones a runner checks for.
+#: gcc and clang define a macro for each instruction set that they may use. The names are those that a runner knows.
 _FEATURE_MACROS = {
     "__SSE4_2__": "sse4.2", "__POPCNT__": "popcnt", "__AVX__": "avx", "__AVX2__": "avx2", "__FMA__": "fma",
     "__F16C__": "f16c", "__BMI__": "bmi", "__BMI2__": "bmi2", "__LZCNT__": "lzcnt",
@@ -32,7 +33,9 @@ _FEATURE_MACROS = {
     "__AVX512VL__": "avx512vl", "__AVX512IFMA__": "avx512ifma", "__AVX512VBMI__": "avx512vbmi",
     "__AVX512VBMI2__": "avx512vbmi2", "__AVX512VNNI__": "avx512vnni", "__AVX512BITALG__": "avx512bitalg",
     "__AVX512VPOPCNTDQ__": "avx512vpopcntdq", "__AVX512BF16__": "avx512bf16", "__AVX512FP16__": "avx512fp16",
-    "__AVXVNNI__": "avxvnni", "__GFNI__": "gfni", "__VAES__": "vaes", "__VPCLMULQDQ__": "vpclmulqdq",
+    "__AVXVNNI__": "avxvnni", "__AVXIFMA__": "avxifma", "__AVXVNNIINT8__": "avxvnniint8", "__GFNI__": "gfni",
+    "__MOVBE__": "movbe", "__AMX_TILE__": "amxtile", "__AMX_INT8__": "amxint8", "__AMX_BF16__": "amxbf16",
+    "__AMX_FP16__": "amxfp16", "__VAES__": "vaes", "__VPCLMULQDQ__": "vpclmulqdq",
 }  # fmt: skip
 
 
@@ -79,8 +82,10 @@ class Aoti:
         try:
             with torch.no_grad():
                 torch._inductor.aot_compile(module, args, kwargs, options=self._options(path))
+        except OSError:
+            raise
         except Exception as error:  # the compiler raises many types, none with a common base
-            raise LoweringError(_reason(error), remedy="is a C++ compiler installed (Debian: g++)?") from error
+            raise LoweringError(_reason(error)) from error
         if not path.is_file():
             raise LoweringError(f"AOTInductor wrote no {path.name}")
         return path
@@ -94,11 +99,11 @@ class Aoti:
             # Otherwise the number of threads of this machine is baked in.
             "cpp.dynamic_threads": True,
             "cpp.march": self.march,
+            "cpp.cxx": (None, _compiler()),
         }
-        features = self.machine.cpu_features
-        if "avx2" in features and "avx512f" not in features:
-            # Inductor vectorises for the machine it runs on, whatever -march says.
-            options["cpp.simdlen"] = 256
+        simdlen = _simdlen(self.march)
+        if simdlen is not None:
+            options["cpp.simdlen"] = simdlen
         return options
 
 
@@ -119,14 +124,12 @@ def _constants(program: ExportedProgram) -> dict[str, torch.Tensor]:
     return {**program.state_dict, **{n: t for n, t in program.constants.items() if isinstance(t, torch.Tensor)}}
 
 
-def _cpu_features(march: str) -> tuple[str, ...]:
-    """What the C++ compiler may use under `-march`, asked from it. Raises LoweringError if it knows no such march."""
+def _cpu_features(march: str, *flags: str) -> tuple[str, ...]:
+    """What the C++ compiler may use under `-march` and `flags`, asked from it. Raises LoweringError if it refuses."""
     if not re.fullmatch(r"[A-Za-z0-9_.+-]+", march):
         raise LoweringError(f"--march {march!r} is no instruction set", remedy="try native, x86-64-v3 or x86-64-v4")
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        raise LoweringError("no C++ compiler found", remedy="install one (Debian: apt-get install g++) or set CXX")
-    command = [compiler, f"-march={march}", "-dM", "-E", "-x", "c++", os.devnull]
+    compiler = _compiler()
+    command = [compiler, f"-march={march}", *flags, "-dM", "-E", "-x", "c++", os.devnull]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise LoweringError(
@@ -134,6 +137,34 @@ def _cpu_features(march: str) -> tuple[str, ...]:
         )
     defined = {line.split()[1] for line in result.stdout.splitlines() if line.startswith("#define")}
     return tuple(name for macro, name in _FEATURE_MACROS.items() if macro in defined)
+
+
+def _simdlen(march: str) -> int | None:
+    """Width in bits of the vectors that Inductor may write code for; `None` leaves the choice to it.
+
+    Inductor vectorises for the machine it runs on, and adds the compiler flags for that, whatever -march says: its own
+    choice is good only if it asks for nothing beyond `march`.
+    """
+    features = set(_cpu_features(march))
+    # A fresh look at what it would choose, before any option of ours.
+    chosen = torch._inductor.cpu_vec_isa.pick_vec_isa()
+    if set(_cpu_features(march, *chosen.build_arch_flags().split())) <= features:
+        return None
+    return 256 if {"avx2", "fma", "f16c"} <= features else 1  # 1: no vectors beyond the compiler's own
+
+
+def _compiler() -> str:
+    """The C++ compiler: $CXX, else g++, else clang++. Raises LoweringError if there is none."""
+    wanted = os.environ.get("CXX")
+    if wanted:
+        found = shutil.which(wanted)
+        if found is None:
+            raise LoweringError(f"CXX={wanted} is not a program", remedy="set CXX to a compiler alone, without options")
+        return found
+    found = shutil.which("g++") or shutil.which("clang++")
+    if found is None:
+        raise LoweringError("no C++ compiler found", remedy="install one (Debian: apt-get install g++) or set CXX")
+    return found
 
 
 @contextmanager
@@ -160,6 +191,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
+    if "No space left on device" in str(error):
+        return "AOTInductor failed: no space left on device; it works in the folder for temporary files (TMPDIR)"
     lines = [line for line in str(error).splitlines() if line.strip()]
     wanted = [line for line in lines if "error:" in line.lower()]
     return f"AOTInductor failed: {(wanted or lines or [type(error).__name__])[0].strip()}"

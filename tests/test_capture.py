@@ -69,6 +69,15 @@ def test_dimensions_are_open_within_the_contract(name: str) -> None:
     assert placeholders == list(CACHED_INPUTS)
 
 
+@pytest.mark.parametrize("max_seq_len", [1, 2, 6])
+def test_short_contexts(max_seq_len: int) -> None:
+    """Shorter than the example sizes that torch.export is given."""
+    captured = capture(model_of(NAMES[0]), max_seq_len)
+    ids = torch.randint(272, (1, max_seq_len), generator=torch.Generator().manual_seed(1))
+    expected = ExportableGPT(model_of(NAMES[0]), max_seq_len)(ids)
+    assert largest(captured.full.module(check_guards=True)(ids) - expected) < 1e-6
+
+
 def test_programs_mutate_nothing() -> None:
     """A mutation would be lost by a target that drops them."""
     for program in (captured_of(SMEAR).cached, captured_of(SMEAR).decode, captured_of(SMEAR).full):
@@ -104,6 +113,7 @@ def test_contract_names_what_the_program_takes() -> None:
     for tensor, described in zip(args, contract["prefill"]["inputs"].values(), strict=True):
         assert list(tensor.shape) == [sizes.get(size, size) for size in described["shape"]]
         assert str(tensor.dtype) == "torch." + described["dtype"]
+    assert contract["decode"]["inputs"]["input_ids"]["shape"] == ["B", 1]
     outputs = captured.cached.module()(*args)
     for tensor, described in zip(outputs, contract["prefill"]["outputs"].values(), strict=True):
         assert list(tensor.shape) == [sizes.get(size, size) for size in described["shape"]]
