@@ -20,6 +20,7 @@ from nanochat_x.synthetic_tokenizer import synthetic_tokens, write_tokenizer
 from nanochat_x.tokenizer import SPECIAL_TOKENS
 
 _WIDTH_PER_LAYER = 64  # nanochat's aspect ratio
+_MOST_LAYERS = 1000  # already terabytes of weights
 _PAD_TO = 64
 _LOGIT_STD = 2.0  # of a random model: neither uniform nor one-hot after softmax
 
@@ -76,8 +77,8 @@ def write_random_checkpoint(
 
 
 def _config(depth: int, sequence_len: int, vocab_size: int, head_dim: int, window_pattern: str) -> ModelConfig:
-    if depth < 1:
-        raise UsageError(f"depth {depth} is not a number of layers", remedy="it counts from 1")
+    if not 1 <= depth <= _MOST_LAYERS:
+        raise UsageError(f"depth {depth} is not a number of layers", remedy=f"it counts from 1 to {_MOST_LAYERS}")
     if sequence_len < 2:
         raise UsageError(f"sequence length {sequence_len} is too short", remedy="nanochat's is 2048")
     if head_dim < 2 or head_dim % 2:

@@ -23,6 +23,9 @@ from nanochat_x.staging import staged_folder
 from nanochat_x.target import Lowered, Machine, Target
 from nanochat_x.verification import verify
 
+#: Longer contexts than any model here was trained on by a factor of 500; the rotary tables grow with it.
+MOST_POSITIONS = 1 << 20
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -74,6 +77,10 @@ def lower(request: LowerRequest, progress: Progress) -> LowerResult:
         ensure_built(request.target, log=progress)  # before the long work: what it lacks is better told now
     dtype = DTYPES[request.dtype]
     max_seq_len = request.max_seq_len or checkpoint.spec.sequence_len
+    if max_seq_len > MOST_POSITIONS:
+        raise UsageError(
+            f"max_seq_len {max_seq_len} is more than {MOST_POSITIONS}", remedy="choose a smaller --max-seq-len"
+        )
     weights = prepare_weights(checkpoint.weights, dtype)
     with progress.stage("capture"):
         captured = capture(GPT.from_weights(checkpoint.spec, weights, dtype), max_seq_len)
@@ -120,6 +127,9 @@ def check_output(output: Path, force: bool) -> None:
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise UsageError(f"{output} is not a folder", remedy="choose another --output")
     if not output.exists():
+        above = next(folder for folder in output.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise UsageError(f"{above} is not a folder", remedy="choose another --output")
         return
     if not is_bundle(output):
         raise BundleError(

@@ -93,8 +93,9 @@ def run_passthrough(command: Sequence[str]) -> int:
 
     Raises RunnerError if it cannot be started.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed by whoever started us
+            stream.flush()
     try:
         if os.name == "posix":
             os.execv(command[0], list(command))

@@ -164,9 +164,10 @@ def test_half_precision(dtype: str, tmp_path: Path) -> None:
     assert manifest["dtype"] == dtype
     assert f"in {dtype}" in manifest["verification"]["summary"]
     assert 0 < manifest["verification"]["largest_ratio"] <= FACTOR
-    assert {t.dtype for t in load_file(bundle / manifest["weights"]).values() if t.is_floating_point()} == {
-        getattr(torch, dtype)
-    }
+    weights = load_file(bundle / manifest["weights"])
+    # this generation keeps its rotary tables in bfloat16, whatever the computation
+    assert {weights.pop(table).dtype for table in ("cos", "sin")} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in weights.values()} == {getattr(torch, dtype)}
 
     golden = golden_of(name)
     save_file({f"{case}.input_ids": ids for case, ids in golden.input_ids.items()}, tmp_path / "in.safetensors")

@@ -157,6 +157,18 @@ def test_existing_output(request_to: LowerRequest, use_target: Callable[[StubTar
     assert list(tmp_path.iterdir()) == [bundle]
 
 
+def test_output_below_a_file(request_to: LowerRequest, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="file is not a folder; choose another --output"):
+        lower(replace(request_to, output=tmp_path / "file" / "a" / "b"), Silent())
+
+
+def test_absurd_context(request_to: LowerRequest, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="max_seq_len 9223372036854775807 is more than 1048576"):
+        lower(replace(request_to, max_seq_len=2**63 - 1), Silent())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_no_bundle_is_never_replaced(request_to: LowerRequest, tmp_path: Path) -> None:
     """With --force too: it may hold anything."""
     mine = tmp_path / "out"

@@ -15,6 +15,7 @@ namespace nanochat_x {
 namespace {
 
 constexpr std::size_t kPrefillChunk = 256;
+constexpr std::int64_t kMostSamples = 65536;  // a slip of the finger must not fill the memory
 
 using Clock = std::chrono::steady_clock;
 
@@ -143,6 +144,9 @@ void GenerateOptions::validate() const {
   }
   if (num_samples < 1) {
     throw Error("num_samples must be 1 or above; got " + std::to_string(num_samples));
+  }
+  if (num_samples > kMostSamples) {
+    throw Error("num_samples must be at most " + std::to_string(kMostSamples) + "; got " + std::to_string(num_samples));
   }
 }
 

@@ -47,6 +47,7 @@ TEST_CASE("a command line that cannot be meant: one line, exit code 2") {
   CHECK(holds(generate("--seed", "-1"), "--seed"));
   CHECK(holds(generate("--max-tokens", "-1"), "max_tokens"));
   CHECK(holds(generate("--num-samples", "0"), "num_samples"));
+  CHECK(holds(generate("--num-samples", "1000000000"), "num_samples must be at most 65536"));
   CHECK(holds(refusal({"forward", "b"}), "is required"));
   CHECK(holds(refusal({"forward", "b", "--input", "x", "--output", "y", "--chunks", "0"}), "--chunks: '0'"));
   CHECK(holds(refusal({"forward", "b", "--input", "x", "--output", "y", "--chunks", "1", "--no-cache"}), "excludes"));
