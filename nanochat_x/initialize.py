@@ -20,7 +20,7 @@ from nanochat_x.synthetic_tokenizer import synthetic_tokens, write_tokenizer
 from nanochat_x.tokenizer import SPECIAL_TOKENS
 
 _WIDTH_PER_LAYER = 64  # nanochat's aspect ratio
-_MOST_LAYERS = 1000  # already terabytes of weights
+_MOST_LAYERS = 10_000  # already petabytes of weights
 _PAD_TO = 64
 _LOGIT_STD = 2.0  # of a random model: neither uniform nor one-hot after softmax
 

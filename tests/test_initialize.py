@@ -119,7 +119,7 @@ def test_what_exists_is_not_touched(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"depth": 0}, "depth 0 is not a number of layers"),
-        ({"depth": 2**63 - 1}, "is not a number of layers; it counts from 1 to 1000"),
+        ({"depth": 2**63 - 1}, "is not a number of layers; it counts from 1 to 10000"),
         ({"depth": 1, "sequence_len": 1}, "sequence length 1 is too short"),
         ({"depth": 1, "head_dim": 33}, "heads of width 33"),
         ({"depth": 1, "window_pattern": "SX"}, "window pattern 'SX'"),

@@ -11,6 +11,7 @@ import pytest
 
 from nanochat_x import runner
 from nanochat_x.build import RunnerBuild
+from nanochat_x.bundle import write_manifest
 from nanochat_x.errors import BundleError, RunnerError, UsageError
 from nanochat_x.runner import Runner, bundle_target, failure, forward_arguments
 
@@ -56,7 +57,7 @@ MANIFEST = {
 def bundle(tmp_path: Path) -> Path:
     folder = tmp_path / "a bundle"
     folder.mkdir()
-    (folder / "manifest.json").write_text(json.dumps(MANIFEST))
+    write_manifest(folder, MANIFEST)
     return folder
 
 
@@ -66,7 +67,7 @@ def test_the_target_of_a_bundle(bundle: Path) -> None:
 
 @pytest.mark.parametrize("target", ["tpu", "../sh", ""])
 def test_a_target_without_a_runner(bundle: Path, target: str) -> None:
-    (bundle / "manifest.json").write_text(json.dumps(MANIFEST | {"target": target}))
+    write_manifest(bundle, MANIFEST | {"target": target})
     with pytest.raises(BundleError, match=f"for the target '{target}', for which there is no runner"):
         Runner(bundle)
 
