@@ -6,8 +6,6 @@ of tokens what the session does with its KV cache; the oracle then sees each row
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from driver import Driver
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import MAX_SEQ_LEN, exact_logits, golden_of, largest, weights_of
@@ -22,29 +21,6 @@ from models import MAX_SEQ_LEN, exact_logits, golden_of, largest, weights_of
 NAME = "2026-07-smear"  # the generation with everything in it: windows, value embeddings, smear, backout
 FACTOR = 4.0  # as in test_model.py
 LONG = 150  # past the shortest window (128), and the session's first cache (128)
-
-
-class Driver:
-    """A running session_driver: one request, one answer."""
-
-    def __init__(self, program: Path, bundle: Path) -> None:
-        self._process = subprocess.Popen([program, bundle], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def ask(self, **request: object) -> Any:
-        """The answer to a request. Raises RuntimeError if the program ended."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"session_driver ended with code {self._process.wait()} on {str(request)[:1000]}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """Ends the program; it must end well."""
-        self._process.communicate()
-        assert self._process.returncode == 0
 
 
 @cache

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import tiktoken
+from driver import Driver
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -43,29 +44,6 @@ SPECIAL = [
     *["<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>"],
     *["<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>"],
 ]
-
-
-class Driver:
-    """A running text_driver: one request, one answer."""
-
-    def __init__(self, program: Path) -> None:
-        self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def ask(self, **request: object) -> Any:
-        """The answer to a request. Raises RuntimeError if the program ended."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"text_driver ended with code {self._process.wait()} on {str(request)[:1000]}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """Ends the program; it must end well."""
-        self._process.communicate()
-        assert self._process.returncode == 0
 
 
 @pytest.fixture(scope="session")

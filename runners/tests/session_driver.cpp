@@ -13,14 +13,13 @@
 // Every answer without an error has "positions": the length of each row.
 
 #include <cstdint>
-#include <cstdio>
-#include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "json_lines.h"
 #include "nanochat_x/error.h"
 #include "nanochat_x/nanochat.h"
 
@@ -91,21 +90,8 @@ class Driver {
 }  // namespace
 
 int main(int argc, char** argv) {
-  try {
+  return serve_json_lines("session_driver", [&] {
     if (argc != 2) throw std::invalid_argument("usage: session_driver BUNDLE");
-    Driver driver(argv[1]);
-    for (std::string line; std::getline(std::cin, line);) {
-      Json answer;
-      try {
-        answer = driver.answer(Json::parse(line));
-      } catch (const nanochat_x::Error& error) {
-        answer = {{"error", error.what()}};
-      }
-      std::cout << answer.dump() << std::endl;
-    }
-  } catch (const std::exception& error) {  // a bundle or a request that the tests should not have sent
-    std::fprintf(stderr, "session_driver: %s\n", error.what());
-    return 2;
-  }
-  return 0;
+    return Driver(argv[1]);
+  });
 }

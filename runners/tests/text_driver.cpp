@@ -7,13 +7,12 @@
 //   {"op": "calculate", "expression": TEXT}                                   -> {"result": TEXT or null}
 //   {"op": "utf8", "chunks": [BYTES, ...]}                    -> {"pushed": [...], "end", "whole", "valid"}
 
-#include <cstdio>
-#include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <stdexcept>
 #include <string>
 
+#include "json_lines.h"
 #include "nanochat_x/calculator.h"
 #include "nanochat_x/error.h"
 #include "nanochat_x/tokenizer.h"
@@ -101,20 +100,5 @@ class Driver {
 }  // namespace
 
 int main() {
-  try {
-    Driver driver;
-    for (std::string line; std::getline(std::cin, line);) {
-      Json answer;
-      try {
-        answer = driver.answer(Json::parse(line));
-      } catch (const nanochat_x::Error& error) {
-        answer = {{"error", error.what()}};
-      }
-      std::cout << answer.dump() << std::endl;
-    }
-  } catch (const std::exception& error) {  // a request that the tests should not have sent
-    std::fprintf(stderr, "text_driver: %s\n", error.what());
-    return 2;
-  }
-  return 0;
+  return serve_json_lines("text_driver", [] { return Driver(); });
 }
