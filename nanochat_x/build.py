@@ -1,7 +1,8 @@
 """Builds the C++ runner programs with CMake, when they are needed and only then.
 
-The sources are those of `nanochat_x.runners` (in a checkout: `runners/`); libtorch and its CMake files come from the
-installed torch wheel, CMake and Ninja from their PyPI packages. Torch itself is never imported here.
+The sources are those of `nanochat_x.runners` (in a checkout: `runners/`); the runtimes come from the installed wheels
+of torch, onnxruntime and executorch, CMake and Ninja from their PyPI packages. One build folder serves every target; a
+backend whose runtime is missing is left out, unless it is the one that is asked for.
 
 The build folder is `var/nanochat_x/runners-KEY` in the virtual environment, else the user's cache folder;
 `NANOCHAT_X_BUILD_DIR` names another. A stamp in it records what was built: sources, options, compiler.
@@ -10,7 +11,6 @@ The build folder is `var/nanochat_x/runners-KEY` in the virtual environment, els
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import itertools
 import json
@@ -25,6 +25,7 @@ from pathlib import Path
 
 from nanochat_x.console import Progress, Silent
 from nanochat_x.errors import RunnerError, UsageError
+from nanochat_x.runtimes import cmake_prefixes, runtime_versions, torch_version
 
 #: target -> its runner program. A target without a program here cannot be run.
 PROGRAMS = {"aoti": "nanochat-aoti"}
@@ -48,7 +49,7 @@ class Recipe:
 
     source_dir: str
     sources: str  # SHA-256 over names and contents
-    torch: str
+    runtimes: tuple[str, ...]  # packages that are linked, with their versions
     compiler: str  # the variables that choose it
     prefixes: tuple[str, ...]  # CMAKE_PREFIX_PATH
     tests: bool
@@ -72,25 +73,47 @@ def ensure_built(
 
     `tests` adds the C++ tests, `werror` turns warnings into errors; both stay on in later builds of the folder, so
     that asking for less never compiles anything again. Raises UsageError for a target without a runner and
-    RunnerError, with the place of the log, when the build fails.
+    RunnerError, with the place of the log, when the build fails or the target's runtime is missing.
     """
     if target not in PROGRAMS:
         raise UsageError(f"there is no runner for target {target!r}", remedy=f"choose one of: {', '.join(PROGRAMS)}")
+    build_dir = _ensure(target, tests=tests, werror=werror, sources=sources, log=log or Silent())
+    return RunnerBuild(program_of(target, build_dir), build_dir)
+
+
+def build_all(*, tests: bool = False, werror: bool = False, log: Progress | None = None) -> tuple[Path, dict[str, str]]:
+    """Builds every runner whose runtime is here. Returns the build folder, and why each other target was left out.
+
+    Raises RunnerError, with the place of the log, when the build fails.
+    """
+    build_dir = _ensure(None, tests=tests, werror=werror, sources=None, log=log or Silent())
+    text = (build_dir / LOG).read_text(encoding="utf-8", errors="replace")
+    reasons = dict(re.findall(r"^-- nanochat_x: no backend (\w+), (.*)$", text, flags=re.MULTILINE))
+    missing = [target for target in PROGRAMS if not program_of(target, build_dir).is_file()]
+    return build_dir, {target: reasons.get(target.upper(), "see " + str(build_dir / LOG)) for target in missing}
+
+
+def program_of(target: str, build_dir: Path) -> Path:
+    """Where the runner of a target is, or would be."""
+    return build_dir / executable(PROGRAMS[target])
+
+
+def _ensure(target: str | None, *, tests: bool, werror: bool, sources: Path | None, log: Progress) -> Path:
+    """Builds by need and returns the build folder; without a target: what there are runtimes for."""
     source_dir = (sources or installed_sources()).resolve()
     build_dir = default_build_dir(source_dir)
-    program = build_dir / executable(PROGRAMS[target])
     recipe = Recipe(
         source_dir=str(source_dir),
         sources=hash_sources(source_dir),
-        torch=torch_version(),
+        runtimes=runtime_versions(),
         compiler=" ".join(f"{name}={os.environ[name]}" for name in ("CXX", "CXXFLAGS") if name in os.environ),
         prefixes=tuple(str(prefix) for prefix in cmake_prefixes()),
         tests=tests,
         werror=werror,
     )
-    if not _is_fresh(build_dir, program, recipe):
-        _build_locked(source_dir, build_dir, program, recipe, log or Silent())
-    return RunnerBuild(program, build_dir)
+    if not _is_fresh(build_dir, target, recipe):
+        _build_locked(source_dir, build_dir, target, recipe, log)
+    return build_dir
 
 
 def executable(name: str) -> str:
@@ -108,24 +131,6 @@ def installed_sources() -> Path:
         if Path(folder, "CMakeLists.txt").is_file():
             return Path(folder)
     raise RunnerError("this installation has no C++ sources (nanochat_x/runners)", remedy="install nanochat_x again")
-
-
-def torch_version() -> str:
-    """Version of the installed torch, as `2.13.0+cpu`, without importing it. Raises RunnerError if there is none."""
-    try:
-        return importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
-        raise RunnerError(
-            "the runner needs torch's libraries", remedy="pip install nanochat_x's dependencies"
-        ) from None
-
-
-def cmake_prefixes() -> list[Path]:
-    """Where CMake looks first: torch's own files, and the packages that scripts/system-deps.sh unpacked."""
-    spec = importlib.util.find_spec("torch")
-    prefixes = [Path(folder, "share", "cmake") for folder in (spec.submodule_search_locations or [])] if spec else []
-    unpacked = Path(sys.prefix, "cxx", "usr")
-    return [*prefixes, unpacked] if unpacked.is_dir() else prefixes
 
 
 def default_build_dir(source_dir: Path) -> Path:
@@ -172,17 +177,18 @@ def _read_stamp(build_dir: Path) -> Recipe | None:
     """What was built last; None when nothing was, or when another version wrote the stamp."""
     try:
         data = json.loads((build_dir / STAMP).read_text(encoding="utf-8"))
-        return Recipe(**{**data, "prefixes": tuple(data["prefixes"])})
+        return Recipe(**{**data, **{name: tuple(data[name]) for name in ("runtimes", "prefixes")}})
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def _is_fresh(build_dir: Path, program: Path, recipe: Recipe) -> bool:
+def _is_fresh(build_dir: Path, target: str | None, recipe: Recipe) -> bool:
     built = _read_stamp(build_dir)
-    return built is not None and built.serves(recipe) and program.is_file()
+    there = target is None or program_of(target, build_dir).is_file()
+    return built is not None and built.serves(recipe) and there
 
 
-def _build_locked(source_dir: Path, build_dir: Path, program: Path, recipe: Recipe, log: Progress) -> None:
+def _build_locked(source_dir: Path, build_dir: Path, target: str | None, recipe: Recipe, log: Progress) -> None:
     """Builds while holding the folder's lock; who waited for it finds the work done."""
     from filelock import FileLock, Timeout
 
@@ -197,13 +203,13 @@ def _build_locked(source_dir: Path, build_dir: Path, program: Path, recipe: Reci
     except OSError as error:
         raise RunnerError(f"cannot write the build folder {build_dir}: {error.strerror}") from None
     try:
-        if not _is_fresh(build_dir, program, recipe):
-            _build(source_dir, build_dir, program, recipe, log)
+        if not _is_fresh(build_dir, target, recipe):
+            _build(source_dir, build_dir, target, recipe, log)
     finally:
         lock.release()
 
 
-def _build(source_dir: Path, build_dir: Path, program: Path, recipe: Recipe, log: Progress) -> None:
+def _build(source_dir: Path, build_dir: Path, target: str | None, recipe: Recipe, log: Progress) -> None:
     built = _read_stamp(build_dir)
     if built is not None:
         recipe = replace(recipe, tests=recipe.tests or built.tests, werror=recipe.werror or built.werror)
@@ -216,14 +222,14 @@ def _build(source_dir: Path, build_dir: Path, program: Path, recipe: Recipe, log
         (build_dir / "CMakeCache.txt").unlink(missing_ok=True)
     ninja = _tool("ninja")
     with log.stage("configure the C++ runner"):
-        _run(_configure_command(source_dir, build_dir, ninja, recipe), build_dir, "configuring")
+        _run(_configure_command(source_dir, build_dir, ninja, target, recipe), build_dir, "configuring")
     with log.stage("compile the C++ runner") as stage:
         if _has_hidden_changes(source_dir, build_dir):
             _run([ninja, "-C", str(build_dir), "-t", "clean"], build_dir, "cleaning")
         _run([ninja, "-C", str(build_dir), "-j", str(os.cpu_count() or 1)], build_dir, "compiling")
         stage.detail(str(build_dir))
-    if not program.is_file():
-        raise RunnerError(f"the build left no {program.name} in {build_dir}", remedy=f"see {build_dir / LOG}")
+    if target is not None and not program_of(target, build_dir).is_file():
+        raise RunnerError(f"the build left no {PROGRAMS[target]} in {build_dir}", remedy=f"see {build_dir / LOG}")
     temporary = build_dir / (STAMP + ".part")
     temporary.write_text(json.dumps(asdict(recipe), indent=1) + "\n", encoding="utf-8")
     temporary.replace(build_dir / STAMP)
@@ -247,7 +253,7 @@ def _has_hidden_changes(source_dir: Path, build_dir: Path) -> bool:
     return hidden
 
 
-def _configure_command(source_dir: Path, build_dir: Path, ninja: str, recipe: Recipe) -> list[str]:
+def _configure_command(source_dir: Path, build_dir: Path, ninja: str, target: str | None, recipe: Recipe) -> list[str]:
     def switch(on: bool) -> str:
         return "ON" if on else "OFF"
 
@@ -257,7 +263,7 @@ def _configure_command(source_dir: Path, build_dir: Path, ninja: str, recipe: Re
         f"-DCMAKE_MAKE_PROGRAM={ninja}",
         "-DCMAKE_BUILD_TYPE=Release",
         "-DCMAKE_PREFIX_PATH=" + ";".join(recipe.prefixes),
-        "-DNANOCHAT_X_AOTI=ON",
+        *(f"-DNANOCHAT_X_{name.upper()}={'ON' if name == target else 'AUTO'}" for name in PROGRAMS),
         f"-DNANOCHAT_X_TESTS={switch(recipe.tests)}",
         f"-DNANOCHAT_X_WERROR={switch(recipe.werror)}",
     ]

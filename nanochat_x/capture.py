@@ -32,27 +32,37 @@ class Captured:
     dtype: torch.dtype
     max_seq_len: int
     full: ExportedProgram  # input_ids [B, T] -> logits [B, T, vocab]
-    cached: ExportedProgram  # the contract with a cache
-    decode: ExportedProgram  # `cached` at T = 1, derived from it
+    cached: ExportedProgram | None  # the contract with a cache
+    decode: ExportedProgram | None  # `cached` at T = 1, derived from it
+
+    def programs(self) -> dict[str, ExportedProgram]:
+        """By their role in a bundle: `prefill`, `decode` and `full`, or `full` alone."""
+        found = {"prefill": self.cached, "decode": self.decode, "full": self.full}
+        return {role: program for role, program in found.items() if program is not None}
 
 
-def capture(model: GPT, max_seq_len: int) -> Captured:
-    """Captures a model. Raises CaptureError if torch.export cannot, or makes a dimension of the contract static."""
+def capture(model: GPT, max_seq_len: int, *, cached: bool = True) -> Captured:
+    """Captures a model; `cached=False`: without the programs that take a KV cache.
+
+    Raises CaptureError if torch.export cannot, or makes a dimension of the contract static.
+    """
     sizes = _example_sizes(model.spec, max_seq_len)
     batch, steps, slots = next(sizes), next(sizes), next(sizes)
     ids = torch.zeros(batch, steps, dtype=torch.long)
     full = _export(ExportableGPT(model, max_seq_len), (ids,), (dict(enumerate(_dims(max_seq_len)[:2])),))
     _check_dynamic(full, "full", {"input_ids": (0, 1)})
+    if not cached:
+        return Captured(model.spec, model.dtype, max_seq_len, full, None, None)
 
     wrapper = ExportableGPTWithCache(model, max_seq_len)
-    cached = _export(wrapper, cached_example(wrapper, batch, steps, slots), _cached_dims(max_seq_len))
-    _check_dynamic(cached, "cached", {"input_ids": (0, 1), "cache_k": (1, 3), "cache_v": (1, 3), "position": (0,)})
+    whole = _export(wrapper, cached_example(wrapper, batch, steps, slots), _cached_dims(max_seq_len))
+    _check_dynamic(whole, "cached", {"input_ids": (0, 1), "cache_k": (1, 3), "cache_v": (1, 3), "position": (0,)})
 
     # The step of one token is by far the most frequent one, and a compiler does better when it knows T = 1.
     one = cached_example(wrapper, batch, 1, slots)
-    decode = _export(cached.module(check_guards=False), one, _cached_dims(max_seq_len, decode=True))
+    decode = _export(whole.module(check_guards=False), one, _cached_dims(max_seq_len, decode=True))
     _check_dynamic(decode, "decode", {"input_ids": (0,), "cache_k": (1, 3), "cache_v": (1, 3), "position": (0,)})
-    return Captured(model.spec, model.dtype, max_seq_len, full, cached, decode)
+    return Captured(model.spec, model.dtype, max_seq_len, full, whole, decode)
 
 
 def describe_contract(captured: Captured) -> dict[str, Any]:
@@ -69,13 +79,16 @@ def describe_contract(captured: Captured) -> dict[str, Any]:
         | {"position": {"dtype": "int64", "shape": ["B"]}},
         "outputs": logits | {"new_k": new, "new_v": new},
     }
-    return {
+    description: dict[str, Any] = {
         "limits": f"B >= 1, 1 <= T <= {captured.max_seq_len} (decode: T = 1), 0 <= S <= {captured.max_seq_len}, "
         f"max(position) <= S, position + T <= {captured.max_seq_len}",
         "prefill": cached,
         "decode": _with_one_step(cached),
         "full": {"inputs": ids, "outputs": logits},
     }
+    if captured.cached is None:
+        return {"limits": f"B >= 1, 1 <= T <= {captured.max_seq_len}", "full": description["full"]}
+    return description
 
 
 def _with_one_step(part: Any) -> Any:

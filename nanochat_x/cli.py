@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from nanochat_x import __version__
-from nanochat_x.build import PROGRAMS, ensure_built, torch_version
+from nanochat_x.build import PROGRAMS, build_all, program_of
 from nanochat_x.cli_run import Integer, chat, forward, generate
 from nanochat_x.console import format_size, progress_on, tree_size
 from nanochat_x.errors import NanochatXError, UsageError
@@ -112,24 +112,38 @@ def checkpoint_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of single targets; `None` where the user gave none. Which target takes which is its module's OPTIONS."""
+    options = (
+        click.option("--march", metavar="ISA",
+                     help="aoti: instruction set, as the C++ compiler calls it; x86-64-v3 runs on every CPU with "
+                          "AVX2. Default: this machine's."),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 @cli.command()
 @checkpoint_options
-@click.option("--target", type=click.Choice(list(PROGRAMS)), default="aoti", show_default=True,
-              help="What to lower to. aoti: AOTInductor, machine code for this CPU.")  # fmt: skip
+@click.option("--target", "targets", type=click.Choice([*PROGRAMS, "all"]), multiple=True, default=["aoti"],
+              show_default=True, help="What to lower to; repeatable. aoti: AOTInductor, machine code.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
-              help="The bundle to write. Default: ./nanochat-TAG-TARGET.")  # fmt: skip
+              help="The bundle to write; with several targets, the folder that gets one a target. "
+                   "Default: ./nanochat-TAG-TARGET.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
               help="Of the computation, the weights and the KV cache.")  # fmt: skip
 @click.option("--max-seq-len", type=Integer(1), metavar="N",
               help="Positions that the programs take. Default: what the model was trained on.")  # fmt: skip
-@click.option("--march", default="native", show_default=True, metavar="ISA",
-              help="Instruction set, as the C++ compiler calls it; x86-64-v3 runs on every CPU with AVX2.")  # fmt: skip
+@click.option("--no-cache", is_flag=True,
+              help="One program alone, ids to logits: without a KV cache, every token computes all anew.")  # fmt: skip
+@target_options
 @click.option("--force", is_flag=True, help="Replace the bundle if it exists.")
 @click.option("--no-verify", is_flag=True, help="Do not compare the C++ runner's logits with eager PyTorch's.")
 def lower(
     source: str | None, model_tag: str | None, step: int | None, base_dir: Path | None, tokenizer_dir: Path | None,
-    override_pairs: tuple[str, ...], target: str, output: Path | None, dtype: str, max_seq_len: int | None,
-    march: str, force: bool, no_verify: bool,
+    override_pairs: tuple[str, ...], targets: tuple[str, ...], output: Path | None, dtype: str,
+    max_seq_len: int | None, no_cache: bool, force: bool, no_verify: bool, **options_of_targets: Any,
 ) -> None:  # fmt: skip
     """Lower a checkpoint to a bundle for C++.
 
@@ -139,6 +153,7 @@ def lower(
     nanochat_x lower                              the most finished checkpoint, else the demo model
     nanochat_x lower -i sft -g d20 --dtype bfloat16
     nanochat_x lower -i base --max-seq-len 4096 --march x86-64-v3 -o portable
+    nanochat_x lower --target all -o bundles      one bundle for each target, from one capture
     nanochat_x lower --override softcap=20        trained from 2026-03-02 to 03-08
     """
     from nanochat_x.overrides import parse_overrides
@@ -148,15 +163,19 @@ def lower(
     from nanochat_x.lowering import lower as run_lower
 
     request = LowerRequest(
-        target=target, output=output, source=source, model_tag=model_tag, step=step, base_dir=base_dir,
-        tokenizer_dir=tokenizer_dir, dtype=dtype, max_seq_len=max_seq_len, march=march, overrides=overrides,
-        force=force, verify=not no_verify,
+        targets=tuple(PROGRAMS) if "all" in targets else tuple(dict.fromkeys(targets)), output=output,
+        source=source, model_tag=model_tag, step=step, base_dir=base_dir, tokenizer_dir=tokenizer_dir,
+        dtype=dtype, max_seq_len=max_seq_len, cached=not no_cache,
+        options={name: value for name, value in options_of_targets.items() if value is not None},
+        overrides=overrides, force=force, verify=not no_verify,
     )  # fmt: skip
-    result = run_lower(request, progress_on(sys.stdout))
-    click.echo(f"\n{result.bundle}: {format_size(tree_size(result.bundle))}. Now:")
-    folder = shlex.quote(str(result.bundle))
+    results = run_lower(request, progress_on(sys.stdout))
+    click.echo()
+    for result in results:
+        click.echo(f"{result.bundle}: {format_size(tree_size(result.bundle))}.{' Now:' if len(results) == 1 else ''}")
+    folder = shlex.quote(str(results[0].bundle))
     # A base model was never taught to converse.
-    converses = result.manifest["checkpoint"]["source"] != "base"
+    converses = results[0].manifest["checkpoint"]["source"] != "base"
     click.echo(
         f"  {invocation()} " + (f"chat {folder}" if converses else f'generate {folder} --prompt "Once upon a time"')
     )
@@ -225,13 +244,17 @@ def inspect(
 def build_runners(tests: bool, werror: bool) -> None:
     """Build the C++ programs. Other verbs do it by need; this does it now and says where they are.
 
-    It takes a C++20 compiler. Sources that did not change are not compiled again. The folder is in the virtual
-    environment, else in your cache folder; NANOCHAT_X_BUILD_DIR names another.
+    It takes a C++20 compiler. A target is left out where its runtime (torch, onnxruntime, executorch) is not installed.
+    Sources that did not change are not compiled again. The folder is in the virtual environment, else in your cache
+    folder; NANOCHAT_X_BUILD_DIR names another.
     """
     progress = progress_on(sys.stdout)
+    build_dir, missing = build_all(tests=tests, werror=werror, log=progress)
     for target in PROGRAMS:
-        build = ensure_built(target, tests=tests, werror=werror, log=progress)
-        click.echo(f"{target}: {build.program} (torch {torch_version()})")
+        click.echo(
+            f"{target}: "
+            + (f"not built: {missing[target]}" if target in missing else str(program_of(target, build_dir)))
+        )
 
 
 def invocation() -> str:

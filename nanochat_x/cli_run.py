@@ -89,15 +89,16 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="Then from the fewest most likely ones that together have probability P."),
         click.option("--seed", type=Integer(0, 2**64 - 1), default=42, show_default=True, metavar="S",
                      help="The same seed draws the same tokens, on every machine."),
-        threads_option,
+        *model_options,
     )  # fmt: skip
     for option in reversed(options):
         function = option(function)
     return function
 
 
-threads_option = click.option(
-    "--threads", type=Integer(1, 4096), metavar="N", help="Threads that compute. Default: one a core."
+model_options = (
+    click.option("--threads", type=Integer(1, 4096), metavar="N", help="Threads that compute. Default: one a core."),
+    click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute. Default: cpu."),
 )
 
 
@@ -110,10 +111,12 @@ threads_option = click.option(
 @click.option("--no-cache", is_flag=True, help="Take the program without a KV cache.")
 @click.option("--chunks", type=IntList(1), metavar="1,7,...",
               help="Feed the sequence through the cache in pieces of these sizes, repeated to its end.")  # fmt: skip
-@threads_option
+@model_options[0]
+@model_options[1]
 def forward(
-    bundle: Path, inputs: Path, output: Path, no_cache: bool, chunks: tuple[int, ...] | None, threads: int | None
-) -> int:
+    bundle: Path, inputs: Path, output: Path, no_cache: bool, chunks: tuple[int, ...] | None, threads: int | None,
+    device: str | None,
+) -> int:  # fmt: skip
     """Compute logits with the C++ runner. Default: through the KV cache, in one prefill.
 
     \b
@@ -121,7 +124,7 @@ def forward(
     nanochat_x forward nanochat-demo-aoti --input ids.safetensors --output logits.safetensors --chunks 3,1,16
     """
     arguments = forward_arguments(inputs, output, cache=not no_cache, chunks=chunks or ())
-    return _hand_over(bundle, "forward", arguments, threads)
+    return _hand_over(bundle, "forward", arguments, threads, device)
 
 
 @click.command()
@@ -135,7 +138,7 @@ def forward(
 @click.option("--json", "as_json", is_flag=True, help="The last line is one JSON object: samples and timing.")
 def generate(
     bundle: Path, prompt: str | None, prompt_ids: tuple[int, ...] | None, num_samples: int, raw: bool, as_json: bool,
-    threads: int | None, **sampling: float,
+    threads: int | None, device: str | None, **sampling: float,
 ) -> int:  # fmt: skip
     """Continue a text, as a base model does it.
 
@@ -152,7 +155,7 @@ def generate(
         arguments.append("--prompt-ids=" + ",".join(map(str, prompt_ids)))
     arguments.append(f"--num-samples={num_samples}")
     arguments += ["--raw"] * raw + ["--json"] * as_json
-    return _hand_over(bundle, "generate", arguments, threads)
+    return _hand_over(bundle, "generate", arguments, threads, device)
 
 
 @click.command()
@@ -163,8 +166,9 @@ def generate(
 @click.option("--json", "as_json", is_flag=True, help="With --script: the last line is a JSON list of all turns.")
 @sampling_options
 def chat(
-    bundle: Path, prompt: str | None, script: Path | None, as_json: bool, threads: int | None, **sampling: float
-) -> int:
+    bundle: Path, prompt: str | None, script: Path | None, as_json: bool, threads: int | None, device: str | None,
+    **sampling: float,
+) -> int:  # fmt: skip
     """Talk with the model. Ctrl-C ends a reply, Ctrl-D the conversation.
 
     \b
@@ -184,7 +188,7 @@ def chat(
     if script is not None:
         arguments.append(f"--script={script}")
     arguments += ["--json"] * as_json
-    return _hand_over(bundle, "chat", arguments, threads)
+    return _hand_over(bundle, "chat", arguments, threads, device)
 
 
 def _sampling_arguments(sampling: dict[str, float]) -> list[str]:
@@ -201,8 +205,10 @@ def _text_argument(option: str, text: str) -> str:
     return f"{option}={text}"
 
 
-def _hand_over(bundle: Path, verb: str, arguments: list[str], threads: int | None) -> int:
+def _hand_over(bundle: Path, verb: str, arguments: list[str], threads: int | None, device: str | None) -> int:
     if threads is not None:
         arguments.append(f"--threads={threads}")
+    if device is not None:
+        arguments.append(f"--device={device}")
     # Standard output is for what the runner answers; a build's progress goes to standard error.
     return run_passthrough(Runner(bundle, log=progress_on(sys.stderr)).command(verb, *arguments))

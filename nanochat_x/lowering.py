@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from nanochat_x import __version__
 from nanochat_x.build import ensure_built
-from nanochat_x.bundle import TOKENIZER, WEIGHTS, list_files, write_manifest, write_weights
+from nanochat_x.bundle import TOKENIZER, WEIGHTS, list_files, write_manifest
 from nanochat_x.capture import Captured, capture, describe_contract
 from nanochat_x.checkpoint import Checkpoint, CheckpointFiles, find_checkpoint, load_checkpoint
 from nanochat_x.console import Progress, format_size
@@ -19,6 +20,7 @@ from nanochat_x.errors import BundleError, UsageError
 from nanochat_x.manifest import SCHEMA_VERSION, is_bundle
 from nanochat_x.model import GPT, prepare_weights
 from nanochat_x.runner import Runner
+from nanochat_x.safetensors_file import write_safetensors
 from nanochat_x.staging import staged_folder
 from nanochat_x.target import Lowered, Machine, Target
 from nanochat_x.verification import verify
@@ -33,8 +35,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class LowerRequest:
     """What the command line asks for; `None` is a default that depends on the checkpoint."""
 
-    target: str
-    output: Path | None
+    targets: tuple[str, ...]
+    output: Path | None  # one target: its bundle; several: the folder that gets a bundle a target
     source: str | None
     model_tag: str | None
     step: int | None
@@ -42,7 +44,8 @@ class LowerRequest:
     tokenizer_dir: Path | None
     dtype: str
     max_seq_len: int | None
-    march: str
+    cached: bool
+    options: dict[str, Any]  # of single targets: only those that were given
     overrides: dict[str, str]
     force: bool
     verify: bool
@@ -50,22 +53,34 @@ class LowerRequest:
 
 @dataclass(frozen=True)
 class LowerResult:
-    """The finished bundle and its manifest."""
+    """A finished bundle and its manifest."""
 
     bundle: Path
     manifest: dict[str, Any]
 
 
-def lower(request: LowerRequest, progress: Progress) -> LowerResult:
-    """Lowers a checkpoint. Nothing appears at the output path until all of it is there and has been verified.
+@dataclass(frozen=True)
+class _Model:
+    """What all targets of one request share."""
 
-    Raises a NanochatXError for whatever the user can mend, OSError from the file system; leaves nothing behind then.
+    checkpoint: Checkpoint
+    weights: Mapping[str, torch.Tensor]
+    captured: Captured
+
+
+def lower(request: LowerRequest, progress: Progress) -> list[LowerResult]:
+    """Lowers a checkpoint to one bundle a target, from one capture.
+
+    Nothing appears at an output path until all of it is there and has been verified. Raises a NanochatXError for
+    whatever the user can mend, OSError from the file system; leaves nothing half-written then (bundles of targets that
+    were finished before stay).
     """
-    target = load_target(request)
+    targets = {name: load_target(name, request) for name in request.targets}
     files = find_checkpoint(request.source, request.model_tag, request.step, request.base_dir, request.tokenizer_dir)
     progress.note(describe_choice(files, request))
-    output = request.output or default_output(files, request.target)
-    check_output(output, request.force)
+    outputs = {name: output_of(name, files, request) for name in targets}
+    for output in outputs.values():
+        check_output(output, request.force)
 
     with progress.stage("read checkpoint") as stage:
         checkpoint = load_checkpoint(files, request.overrides)
@@ -74,7 +89,8 @@ def lower(request: LowerRequest, progress: Progress) -> LowerResult:
         progress.note(f"  {note}")
 
     if request.verify:
-        ensure_built(request.target, log=progress)  # before the long work: what it lacks is better told now
+        for name in targets:
+            ensure_built(name, log=progress)  # before the long work: what it lacks is better told now
     dtype = DTYPES[request.dtype]
     max_seq_len = request.max_seq_len or checkpoint.spec.sequence_len
     if max_seq_len > MOST_POSITIONS:
@@ -83,29 +99,57 @@ def lower(request: LowerRequest, progress: Progress) -> LowerResult:
         )
     weights = prepare_weights(checkpoint.weights, dtype)
     with progress.stage("capture"):
-        captured = capture(GPT.from_weights(checkpoint.spec, weights, dtype), max_seq_len)
+        captured = capture(GPT.from_weights(checkpoint.spec, weights, dtype), max_seq_len, cached=request.cached)
+    model = _Model(checkpoint, weights, captured)
+    results = []
+    for name, target in targets.items():
+        if len(targets) > 1:
+            progress.note(f"{name}:")
+        results.append(_write_bundle(request, target, model, outputs[name], progress))
+    return results
 
+
+def _write_bundle(
+    request: LowerRequest, target: Target, model: _Model, output: Path, progress: Progress
+) -> LowerResult:
+    """Lowers to one target, verifies, and publishes the bundle at `output`."""
+    captured = model.captured
     with staged_folder(output, replace=is_bundle if request.force else None) as folder:
         lowered = target.lower(captured, folder, progress)
-        with progress.stage("write weights") as stage:
-            write_weights(folder / WEIGHTS, lowered.weights)
-            stage.detail(format_size((folder / WEIGHTS).stat().st_size))
-        (folder / TOKENIZER).write_text(checkpoint.tokenizer.to_portable_json(), encoding="utf-8")
-        manifest = make_manifest(request, checkpoint, captured, lowered, folder)
+        if lowered.weights:
+            with progress.stage("write weights") as stage:
+                write_safetensors(folder / WEIGHTS, lowered.weights)
+                stage.detail(format_size((folder / WEIGHTS).stat().st_size))
+        (folder / TOKENIZER).write_text(model.checkpoint.tokenizer.to_portable_json(), encoding="utf-8")
+        manifest = make_manifest(request, target.name, model.checkpoint, captured, lowered, folder)
         write_manifest(folder, manifest)
         if request.verify:
             runner = Runner(folder, log=progress)
             with progress.stage("verify") as stage:
-                manifest["verification"] = verify(checkpoint.spec, weights, dtype, max_seq_len, runner.forward)
+                manifest["verification"] = verify(
+                    captured.spec, model.weights, captured.dtype, captured.max_seq_len, runner.forward
+                )
                 stage.detail(manifest["verification"]["summary"])
             write_manifest(folder, manifest)
     return LowerResult(output, manifest)
 
 
-def load_target(request: LowerRequest) -> Target:
-    """The target by its name; its module, with its heavy imports, is loaded only now. Raises LoweringError."""
-    module = importlib.import_module(f"nanochat_x.targets.{request.target}")
-    target: Target = module.make_target(march=request.march, will_run=request.verify)
+def load_target(name: str, request: LowerRequest) -> Target:
+    """The target by its name; its module, with its heavy imports, is loaded only now.
+
+    Raises UsageError for a dtype or an option that it does not have (with several targets, an option is for those that
+    have it), LoweringError if it cannot be lowered to here.
+    """
+    module = importlib.import_module(f"nanochat_x.targets.{name}")
+    if request.dtype not in module.DTYPES:
+        raise UsageError(
+            f"the target {name} has no {request.dtype}", remedy=f"choose --dtype {' or '.join(sorted(module.DTYPES))}"
+        )
+    foreign = sorted(request.options.keys() - module.OPTIONS)
+    if foreign and len(request.targets) == 1:
+        raise UsageError(f"--{foreign[0].replace('_', '-')} is not for the target {name}", remedy="leave it out")
+    own = {option: value for option, value in request.options.items() if option in module.OPTIONS}
+    target: Target = module.make_target(will_run=request.verify, **own)
     return target
 
 
@@ -117,9 +161,12 @@ def describe_choice(files: CheckpointFiles, request: LowerRequest) -> str:
     return f"checkpoint: {files.source} {files.tag} step {files.step} ({files.model.parent})"
 
 
-def default_output(files: CheckpointFiles, target: str) -> Path:
-    """./nanochat-TAG-TARGET."""
-    return Path(f"nanochat-{'demo' if files.is_demo else files.tag}-{target}")
+def output_of(target: str, files: CheckpointFiles, request: LowerRequest) -> Path:
+    """Where a target's bundle goes: --output, or below it; by default ./nanochat-TAG-TARGET."""
+    if request.output is not None:
+        return request.output if len(request.targets) == 1 else request.output / target
+    tag = "demo" if files.is_demo else files.tag
+    return Path(f"nanochat-{tag}-{target}{'' if request.cached else '-no-cache'}")
 
 
 def check_output(output: Path, force: bool) -> None:
@@ -140,14 +187,14 @@ def check_output(output: Path, force: bool) -> None:
 
 
 def make_manifest(
-    request: LowerRequest, checkpoint: Checkpoint, captured: Captured, lowered: Lowered, folder: Path
+    request: LowerRequest, target: str, checkpoint: Checkpoint, captured: Captured, lowered: Lowered, folder: Path
 ) -> dict[str, Any]:
     """manifest.json as docs/bundle.md describes it, without a verification yet."""
     files = checkpoint.files
     return {
         "schema_version": SCHEMA_VERSION,
         "nanochat_x_version": __version__,
-        "target": request.target,
+        "target": target,
         "dtype": request.dtype,
         "model": captured.spec.to_json(),
         "max_seq_len": captured.max_seq_len,
@@ -162,7 +209,7 @@ def make_manifest(
         "contract": describe_contract(captured),
         "machine": _machine_json(lowered.machine),
         "programs": lowered.programs,
-        "weights": WEIGHTS,
+        "weights": WEIGHTS if lowered.weights else "",
         "tokenizer": TOKENIZER,
         "special_tokens": dict(checkpoint.tokenizer.special_tokens),
         "verification": None,

@@ -109,12 +109,26 @@ def _describe(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         f"trained on {model['sequence_len']} tokens",
         f"checkpoint  {checkpoint['source']} {checkpoint['tag']} step {checkpoint['step']}",
         *(f"            {note}" for note in checkpoint.get("notes", [])),
-        f"machine     {machine.get('platform')} {machine.get('architecture')}, {machine.get('march')}, "
-        f"torch {machine.get('torch_version')}; needs {' '.join(machine.get('cpu_features', [])) or 'nothing special'}",
+        f"machine     {_describe_machine(machine, manifest['target'])}",
         f"verified    {_describe_verification(manifest.get('verification'))}",
     ]
     lines += [f"file        {entry['size']:>12,}  {entry['path']}" for entry in manifest["files"]]
     return lines
+
+
+def _describe_machine(machine: Mapping[str, Any], target: str) -> str:
+    """What the programs need of a machine; a target leaves out what does not matter to it."""
+    needs = [
+        " ".join(machine[key] for key in ("platform", "architecture") if machine.get(key)),
+        machine.get("march", ""),
+    ]
+    if machine.get("torch_version"):
+        needs.append(f"torch {machine['torch_version']}")
+    if machine.get("runtime_version"):
+        needs.append(f"{target} runtime {machine['runtime_version']} or newer")
+    if machine.get("cpu_features"):
+        needs.append(f"a CPU with {' '.join(machine['cpu_features'])}")
+    return ", ".join(filter(None, needs)) or "any"
 
 
 def _describe_verification(verification: Mapping[str, Any] | None) -> str:

@@ -20,7 +20,8 @@ class Machine:
     architecture: str = ""  # "x86_64", "aarch64"
     march: str = ""  # as given to the compiler
     cpu_features: tuple[str, ...] = ()  # all of them must be there
-    torch_version: str = ""  # of the runtime that the programs are linked against
+    torch_version: str = ""  # of the libtorch that the programs are linked against: no other runs them
+    runtime_version: str = ""  # the least version of the target's runtime that runs them
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,14 @@ class Lowered:
 
 
 class Target(Protocol):
-    """A lowering: takes what was captured, writes program files; knows no checkpoint and no command line."""
+    """A lowering: takes what was captured, writes program files; knows no checkpoint and no command line.
+
+    Its module has `DTYPES` and `OPTIONS`, the dtypes that it can lower and the names of the options that
+    `make_target(*, will_run, **options)` takes: only what the user gave is passed on. `will_run` says that the
+    programs will be run here and now; make_target raises LoweringError if that, or the lowering, is impossible here.
+    """
 
     name: str
 
     def lower(self, captured: Captured, folder: Path, progress: Progress) -> Lowered:
-        """Writes the programs into `folder`. Raises LoweringError."""
+        """Writes one program a role of `captured.programs()` into `folder`. Raises LoweringError."""

@@ -23,7 +23,8 @@ from nanochat_x.console import Progress, format_size
 from nanochat_x.errors import LoweringError
 from nanochat_x.target import Lowered, Machine
 
-PROGRAMS = ("prefill", "decode", "full")
+DTYPES = frozenset({"float32", "bfloat16", "float16"})
+OPTIONS = frozenset({"march"})
 
 #: gcc and clang define a macro for each instruction set that they may use. The names are those that a runner knows.
 _FEATURE_MACROS = {
@@ -40,7 +41,7 @@ _FEATURE_MACROS = {
 
 
 class Aoti:
-    """Lowers to `prefill.so`, `decode.so` and `full.so`."""
+    """Lowers to a shared object a program: `prefill.so`, `decode.so` and `full.so`."""
 
     name = "aoti"
 
@@ -56,19 +57,15 @@ class Aoti:
         )
 
     def lower(self, captured: Captured, folder: Path, progress: Progress) -> Lowered:
-        """Compiles the three programs into `folder`. Raises LoweringError if the compiler fails."""
-        programs: dict[str, ExportedProgram] = {
-            "prefill": captured.cached,
-            "decode": captured.decode,
-            "full": captured.full,
-        }
+        """Compiles the programs into `folder`. Raises LoweringError if the compiler fails."""
+        programs = captured.programs()
         files: dict[str, str] = {}
         # The compiler works in a folder of ours, never in the user's cache: an interrupted one cannot reach us.
         with tempfile.TemporaryDirectory(prefix="nanochat_x-aoti-") as scratch, _quiet(), _cache_dir(Path(scratch)):
-            for role in PROGRAMS:
+            for role, program in programs.items():
                 with progress.stage(f"compile {role}") as stage:
                     path = folder / f"{role}.so"
-                    shutil.move(self._compile(programs[role], Path(scratch) / path.name), path)
+                    shutil.move(self._compile(program, Path(scratch) / path.name), path)
                     stage.detail(format_size(path.stat().st_size))
                 files[role] = path.name
         constants: dict[str, torch.Tensor] = {}
@@ -107,7 +104,7 @@ class Aoti:
         return options
 
 
-def make_target(march: str = "native", *, will_run: bool = False) -> Aoti:
+def make_target(*, will_run: bool = False, march: str = "native") -> Aoti:
     """The target; `will_run`: its programs are to be run on this machine. Raises LoweringError if they cannot."""
     target = Aoti(march)
     missing = [name for name in target.machine.cpu_features if name not in _cpu_features("native")]

@@ -16,14 +16,15 @@ from nanochat_x.console import Silent
 from nanochat_x.lowering import LowerRequest, lower
 
 
-def lower_bundle(output: Path, **options: Any) -> Path:
+def lower_bundle(output: Path, target: str = "aoti", **options: Any) -> Path:
     """A bundle for this machine; `options` are fields of LowerRequest."""
     # With verification: what a fixture hands out has passed the comparison that every user's bundle passes.
     request = LowerRequest(
-        target="aoti", output=output, source=None, model_tag=None, step=None, base_dir=None, tokenizer_dir=None,
-        dtype="float32", max_seq_len=None, march="native", overrides={}, force=False, verify=True,
+        targets=(target,), output=output, source=None, model_tag=None, step=None, base_dir=None, tokenizer_dir=None,
+        dtype="float32", max_seq_len=None, cached=True, options={}, overrides={}, force=False, verify=True,
     )  # fmt: skip
-    return lower(replace(request, **options), Silent()).bundle
+    (result,) = lower(replace(request, **options), Silent())
+    return result.bundle
 
 
 def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:

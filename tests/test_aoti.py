@@ -206,5 +206,5 @@ def test_programs_that_cannot_run_here_are_not_verified_here() -> None:
     if "amx_tile" in Path("/proc/cpuinfo").read_text() or "avx512fp16" in _cpu_features("native"):
         pytest.skip("this machine has every feature that the test asks for")
     with pytest.raises(LoweringError, match=r"do not run on this machine \(it lacks .*avx512fp16.*--no-verify"):
-        make_target("sapphirerapids", will_run=True)
-    assert make_target("sapphirerapids", will_run=False).machine.march == "sapphirerapids"
+        make_target(march="sapphirerapids", will_run=True)
+    assert make_target(march="sapphirerapids", will_run=False).machine.march == "sapphirerapids"

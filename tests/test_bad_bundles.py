@@ -142,6 +142,7 @@ def test_link_inside_the_bundle_is_taken(copied_bundle: Path, tmp_path: Path) ->
         (lambda m: m["machine"]["cpu_features"].append("avx9000"), "with avx9000, which this machine lacks; lower it"),
         (lambda m: m["machine"].update(torch_version="1.13.1"), "with torch 1.13.1, .*; lower it again with that"),
         (lambda m: m.update(target="onnx"), "target .onnx..*; "),
+        (lambda m: m["machine"].update(runtime_version="2.99"), "needs version 2.99 or newer of the aoti runtime"),
         (lambda m: m.update(target="abacus"), "target .abacus..*; "),
         (lambda m: m.update(dtype="float8"), "dtype.*.float8., not one of"),
         (lambda m: m["programs"].pop("decode"), "decode"),
@@ -149,8 +150,8 @@ def test_link_inside_the_bundle_is_taken(copied_bundle: Path, tmp_path: Path) ->
         (lambda m: m["model"].update(vocab_size=VOCAB + 1), f"{VOCAB} tokens and its model {VOCAB + 1}"),
     ],
     ids=[
-        "schema", "platform", "architecture", "cpu", "torch", "other-target", "no-target", "dtype", "program",
-        "unlisted", "vocabulary",
+        "schema", "platform", "architecture", "cpu", "torch", "other-target", "runtime", "no-target", "dtype",
+        "program", "unlisted", "vocabulary",
     ],
 )  # fmt: skip
 def test_manifest_of_another_world(
@@ -158,6 +159,11 @@ def test_manifest_of_another_world(
 ) -> None:
     edit_manifest(copied_bundle, change)
     assert_refused(forward(copied_bundle, tmp_path), message)
+
+
+def test_a_device_that_the_programs_are_not_for(demo_bundle: Path, tmp_path: Path) -> None:
+    message = "programs of .* are compiled for the CPU, not for the device 'cuda'; leave out --device"
+    assert_refused(forward(demo_bundle, tmp_path, "--device=cuda"), message)
 
 
 @pytest.mark.parametrize(

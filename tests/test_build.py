@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from nanochat_x import build
 from nanochat_x.build import LOG, STAMP, default_build_dir, ensure_built, error_line, hash_sources
 from nanochat_x.errors import RunnerError, UsageError
+from nanochat_x.runtimes import torch_version
 
 CMAKE = """\
 cmake_minimum_required(VERSION 3.24)
@@ -173,7 +173,7 @@ def test_where_builds_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert sys.prefix != sys.base_prefix, "the tests run in a virtual environment"
     here = default_build_dir(tmp_path)
     assert here.parent == Path(sys.prefix, "var", "nanochat_x")
-    assert here.name.startswith(f"runners-{build.torch_version()}-")
+    assert here.name.startswith(f"runners-{torch_version()}-")
     assert default_build_dir(tmp_path / "elsewhere") != here
 
     monkeypatch.setattr(sys, "prefix", sys.base_prefix)

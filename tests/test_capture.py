@@ -46,7 +46,7 @@ def test_programs_equal_the_module(batch: int, steps: int, slots: int) -> None:
     captured = captured_of(SMEAR)
     args = example(SMEAR, batch, steps, slots)
     expected = ExportableGPTWithCache(model_of(SMEAR), MAX_SEQ_LEN)(*args)
-    programs = [captured.cached] + ([captured.decode] if steps == 1 else [])
+    programs = [captured.programs()[role] for role in ("prefill", "decode") if role == "prefill" or steps == 1]
     for program in programs:
         for got, want in zip(program.module(check_guards=True)(*args), expected, strict=True):
             assert got.shape == want.shape
@@ -58,14 +58,13 @@ def test_programs_equal_the_module(batch: int, steps: int, slots: int) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_dimensions_are_open_within_the_contract(name: str) -> None:
     captured = captured_of(name)
-    ranges = sorted((int(r.lower), r.upper) for r in captured.cached.range_constraints.values())
+    ranges = sorted((int(r.lower), r.upper) for r in captured.programs()["prefill"].range_constraints.values())
     assert [low for low, _ in ranges] == [0, 1, 1]  # slots; batch and steps
     assert sorted(int(high) for low, high in ranges if high < 10**6) == [MAX_SEQ_LEN, MAX_SEQ_LEN]  # batch has no limit
-    assert len(captured.decode.range_constraints) == 2  # batch and slots
+    assert len(captured.programs()["decode"].range_constraints) == 2  # batch and slots
     assert len(captured.full.range_constraints) == 2
-    placeholders = [
-        n.name for n in captured.cached.graph.nodes if n.op == "placeholder" and not n.name.startswith(("p_", "b_"))
-    ]
+    nodes = captured.programs()["prefill"].graph.nodes
+    placeholders = [n.name for n in nodes if n.op == "placeholder" and not n.name.startswith(("p_", "b_"))]
     assert placeholders == list(CACHED_INPUTS)
 
 
@@ -80,7 +79,7 @@ def test_short_contexts(max_seq_len: int) -> None:
 
 def test_programs_mutate_nothing() -> None:
     """A mutation would be lost by a target that drops them."""
-    for program in (captured_of(SMEAR).cached, captured_of(SMEAR).decode, captured_of(SMEAR).full):
+    for program in captured_of(SMEAR).programs().values():
         signature = program.graph_signature
         assert not signature.buffers_to_mutate
         assert not signature.user_inputs_to_mutate
@@ -114,6 +113,6 @@ def test_contract_names_what_the_program_takes() -> None:
         assert list(tensor.shape) == [sizes.get(size, size) for size in described["shape"]]
         assert str(tensor.dtype) == "torch." + described["dtype"]
     assert contract["decode"]["inputs"]["input_ids"]["shape"] == ["B", 1]
-    outputs = captured.cached.module()(*args)
+    outputs = captured.programs()["prefill"].module()(*args)
     for tensor, described in zip(outputs, contract["prefill"]["outputs"].values(), strict=True):
         assert list(tensor.shape) == [sizes.get(size, size) for size in described["shape"]]

@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 import pytest
 
 from nanochat_x import cli, cli_run
-from nanochat_x.build import RunnerBuild
 from nanochat_x.cli import main
 from nanochat_x.errors import RunnerError
 
@@ -187,7 +186,7 @@ def test_what_a_verb_may_meet_is_one_line(
     def fail(*_: object, **__: object) -> NoReturn:
         raise error
 
-    monkeypatch.setattr(cli, "ensure_built", fail)
+    monkeypatch.setattr(cli, "build_all", fail)
     assert main(["build-runners"]) == code
     assert capsys.readouterr().err == line
 
@@ -196,7 +195,7 @@ def test_a_mistake_of_ours_is_no_such_line(monkeypatch: pytest.MonkeyPatch) -> N
     def fail(*_: object, **__: object) -> NoReturn:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "ensure_built", fail)
+    monkeypatch.setattr(cli, "build_all", fail)
     with pytest.raises(ZeroDivisionError):
         main(["build-runners"])
 
@@ -215,7 +214,7 @@ def slow(*_, **__):
         time.sleep(30)
     finally:
         half.unlink()
-cli.ensure_built = slow
+cli.build_all = slow
 sys.argv = ["nanochat_x", "build-runners"]
 __main__.run()
 """
@@ -236,9 +235,9 @@ def test_forward_is_handed_over(handed_over: list[list[str]]) -> None:
     base = ["forward", "b", "--input", "x", "--output", "y"]
     assert main(base) == 5, "the program's exit code is ours"
     main([*base, "--no-cache", "--threads", "3"])
-    main([*base, "--chunks", "3,1, 16"])
+    main([*base, "--chunks", "3,1, 16", "--device", "cuda"])
     same = ["forward", "b", "--input=x", "--output=y"]
-    assert handed_over == [same, [*same, "--no-cache", "--threads=3"], [*same, "--chunks=3,1,16"]]
+    assert handed_over == [same, [*same, "--no-cache", "--threads=3"], [*same, "--chunks=3,1,16", "--device=cuda"]]
 
 
 DEFAULTS = ["--max-tokens=256", "--temperature=0.6", "--top-k=50", "--top-p=1.0", "--seed=42"]
@@ -272,14 +271,16 @@ def test_build_runners_says_where_they_are(
 ) -> None:
     asked: list[dict[str, Any]] = []
 
-    def built(target: str, **options: Any) -> RunnerBuild:
-        asked.append({"target": target, "tests": options["tests"], "werror": options["werror"]})
-        return RunnerBuild(tmp_path / "nanochat-aoti", tmp_path)
+    def built(**options: Any) -> tuple[Path, dict[str, str]]:
+        asked.append({"tests": options["tests"], "werror": options["werror"]})
+        return tmp_path, {"aoti": "libtorch was not found: pip install it"} if options["werror"] else {}
 
-    monkeypatch.setattr(cli, "ensure_built", built)
+    monkeypatch.setattr(cli, "build_all", built)
     assert main(["build-runners", "--tests"]) == 0
-    assert asked == [{"target": "aoti", "tests": True, "werror": False}]
-    assert str(tmp_path / "nanochat-aoti") in capsys.readouterr().out
+    assert asked == [{"tests": True, "werror": False}]
+    assert f"aoti: {tmp_path / 'nanochat-aoti'}" in capsys.readouterr().out
+    assert main(["build-runners", "--werror"]) == 0
+    assert "aoti: not built: libtorch was not found: pip install it" in capsys.readouterr().out
 
 
 # --- the command that is proposed next

@@ -23,12 +23,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from nanochat_x import lowering
-from nanochat_x.bundle import list_files, write_manifest, write_weights
+from nanochat_x.bundle import list_files, write_manifest
 from nanochat_x.capture import Captured
 from nanochat_x.console import Progress, Silent
-from nanochat_x.errors import BundleError, ParityError, UsageError
+from nanochat_x.errors import BundleError, LoweringError, ParityError, UsageError
 from nanochat_x.lowering import LowerRequest, lower
 from nanochat_x.manifest import check_files, describe_bundle, read_manifest, sha256
+from nanochat_x.safetensors_file import write_safetensors
 from nanochat_x.staging import staged_folder
 from nanochat_x.target import Lowered, Machine
 
@@ -65,8 +66,9 @@ class FailingTarget(StubTarget):
 def request_to(tmp_path: Path) -> LowerRequest:
     """Lower a small checkpoint to tmp_path/out, without a runner."""
     return LowerRequest(
-        target="aoti", output=tmp_path / "out", source=None, model_tag=None, step=None, base_dir=GENERATIONS / NAME,
-        tokenizer_dir=None, dtype="float32", max_seq_len=64, march="native", overrides={}, force=False, verify=False,
+        targets=("aoti",), output=tmp_path / "out", source=None, model_tag=None, step=None, base_dir=GENERATIONS / NAME,
+        tokenizer_dir=None, dtype="float32", max_seq_len=64, cached=True, options={}, overrides={}, force=False,
+        verify=False,
     )  # fmt: skip
 
 
@@ -75,13 +77,13 @@ def use_target(monkeypatch: pytest.MonkeyPatch) -> Callable[[StubTarget], None]:
     """Puts a target in the place of the real one, and an empty capture before it."""
 
     def use(target: StubTarget) -> None:
-        monkeypatch.setattr(lowering, "load_target", lambda request: target)
+        monkeypatch.setattr(lowering, "load_target", lambda name, request: target)
         monkeypatch.setattr(lowering, "capture", quick_capture)
 
     return use
 
 
-def quick_capture(model: Any, max_seq_len: int) -> Captured:
+def quick_capture(model: Any, max_seq_len: int, *, cached: bool = True) -> Captured:
     """What the manifest needs of a capture, without torch.export."""
     program: Any = None
     return Captured(model.spec, model.dtype, max_seq_len, program, program, program)
@@ -89,7 +91,7 @@ def quick_capture(model: Any, max_seq_len: int) -> Captured:
 
 def test_what_a_bundle_holds(request_to: LowerRequest, use_target: Callable[[StubTarget], None]) -> None:
     use_target(StubTarget())
-    result = lower(request_to, Silent())
+    (result,) = lower(request_to, Silent())
     manifest = json.loads((result.bundle / "manifest.json").read_text())
     assert manifest == result.manifest
     assert manifest["schema_version"] == 1
@@ -137,7 +139,7 @@ def test_failure_keeps_the_old_bundle(
     error: BaseException, request_to: LowerRequest, use_target: Callable[[StubTarget], None], tmp_path: Path
 ) -> None:
     use_target(StubTarget())
-    before = lower(request_to, Silent()).bundle
+    before = lower(request_to, Silent())[0].bundle
     content = {path.name: path.read_bytes() for path in before.iterdir()}
     use_target(FailingTarget(error))
     with pytest.raises(type(error)):
@@ -148,7 +150,7 @@ def test_failure_keeps_the_old_bundle(
 
 def test_existing_output(request_to: LowerRequest, use_target: Callable[[StubTarget], None], tmp_path: Path) -> None:
     use_target(StubTarget())
-    bundle = lower(request_to, Silent()).bundle
+    bundle = lower(request_to, Silent())[0].bundle
     with pytest.raises(BundleError, match=r"out exists; .*--force"):
         lower(request_to, Silent())
     (bundle / "prefill.so").write_bytes(b"old")
@@ -250,7 +252,7 @@ def test_weights_as_others_read_them(tmp_path: Path) -> None:
         "half": torch.ones(3).half(),
     }
     file = tmp_path / "w.safetensors"
-    write_weights(file, tensors)
+    write_safetensors(file, tensors)
     read = load_file(file)
     assert read.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -260,7 +262,7 @@ def test_weights_as_others_read_them(tmp_path: Path) -> None:
     with safe_open(file, framework="numpy") as stream:
         assert stream.get_tensor("a").shape == (7, 2)
     with pytest.raises(BundleError, match=r"tensor x is torch\.complex64"):
-        write_weights(file, {"x": torch.zeros(2, dtype=torch.complex64)})
+        write_safetensors(file, {"x": torch.zeros(2, dtype=torch.complex64)})
 
 
 @pytest.fixture
@@ -336,9 +338,44 @@ def test_changed_files_are_named(small_bundle: Path, tmp_path: Path) -> None:
 
 def test_max_seq_len_default_is_the_models(request_to: LowerRequest, use_target: Callable[[StubTarget], None]) -> None:
     use_target(StubTarget())
-    assert lower(replace(request_to, max_seq_len=None), Silent()).manifest["max_seq_len"] == 256
+    assert lower(replace(request_to, max_seq_len=None), Silent())[0].manifest["max_seq_len"] == 256
     assert MAX_SEQ_LEN > 256
     shutil.rmtree(str(request_to.output))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"options": {"opset": 23}}, "--opset is not for the target aoti; leave it out"),
+        ({"options": {"max_batch": 4, "march": "native"}}, "--max-batch is not for the target aoti"),
+        ({"dtype": "float8"}, "the target aoti has no float8; choose --dtype bfloat16 or float16 or float32"),
+        ({"options": {"march": "z80"}}, "knows no -march=z80"),
+    ],
+    ids=["foreign-option", "one-of-two", "dtype", "value"],
+)
+def test_what_a_target_does_not_have(
+    change: dict[str, Any], message: str, request_to: LowerRequest, tmp_path: Path
+) -> None:
+    with pytest.raises((UsageError, LoweringError), match=message):
+        lower(replace(request_to, **change), Silent())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_targets_from_one_capture(
+    request_to: LowerRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    captures: list[Captured] = []
+
+    def counted(*arguments: Any, **options: Any) -> Captured:
+        captures.append(quick_capture(*arguments, **options))
+        return captures[-1]
+
+    monkeypatch.setattr(lowering, "load_target", lambda name, request: StubTarget())
+    monkeypatch.setattr(lowering, "capture", counted)
+    results = lower(replace(request_to, targets=("aoti", "onnx")), Silent())
+    assert [result.bundle for result in results] == [tmp_path / "out" / "aoti", tmp_path / "out" / "onnx"]
+    assert all((result.bundle / "manifest.json").is_file() for result in results)
+    assert len(captures) == 1
 
 
 def test_the_runner_knows_every_feature_that_a_manifest_can_name() -> None:

@@ -91,7 +91,7 @@ class Mirror:
 
 @pytest.fixture(scope="module")
 def driver(runner_build: Path, generation_bundle: Callable[[str], Path]) -> Iterator[Driver]:
-    running = Driver(runner_build / "session_driver", generation_bundle(NAME))
+    running = Driver(runner_build / "session_driver-aoti", generation_bundle(NAME))
     yield running
     running.close()
 

@@ -187,13 +187,14 @@ class NoRunner:
 @pytest.fixture
 def request_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LowerRequest:
     """Lower a small checkpoint to tmp_path/out with verification, by stubs of the compiler and the runner."""
-    monkeypatch.setattr(lowering, "load_target", lambda request: StubTarget())
+    monkeypatch.setattr(lowering, "load_target", lambda name, request: StubTarget())
     monkeypatch.setattr(lowering, "capture", quick_capture)
     monkeypatch.setattr(lowering, "ensure_built", lambda target, **options: None)
     monkeypatch.setattr(lowering, "Runner", NoRunner)
     return LowerRequest(
-        target="aoti", output=tmp_path / "out", source=None, model_tag=None, step=None, base_dir=GENERATIONS / NAME,
-        tokenizer_dir=None, dtype="float32", max_seq_len=64, march="native", overrides={}, force=False, verify=True,
+        targets=("aoti",), output=tmp_path / "out", source=None, model_tag=None, step=None, base_dir=GENERATIONS / NAME,
+        tokenizer_dir=None, dtype="float32", max_seq_len=64, cached=True, options={}, overrides={}, force=False,
+        verify=True,
     )  # fmt: skip
 
 
@@ -221,7 +222,7 @@ def test_a_wrong_bundle_does_not_replace_a_right_one(
     request_to: LowerRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(lowering, "verify", verify_by({"summary": "right"}))
-    result = lower(request_to, Silent())
+    (result,) = lower(request_to, Silent())
     assert result.manifest["verification"] == {"summary": "right"}
     before = {path.name: path.read_bytes() for path in result.bundle.iterdir()}
     monkeypatch.setattr(lowering, "verify", verify_by(ParityError("wrong")))

@@ -45,7 +45,7 @@ int run_chat(const ChatCommand& command) {
   std::vector<std::vector<std::string>> script;
   if (command.script) script = read_script(*command.script);
 
-  NanoChat model(command.model.bundle, command.model.threads);
+  NanoChat model(command.model.bundle, command.model.backend);
   if (command.prompt) return run_prompt(model, *command.prompt, command.generate);
   if (command.script) {
     run_script(model, *command.script, script, command.generate, command.json);

@@ -120,7 +120,7 @@ void run_forward(const ForwardOptions& options) {
       options.chunks.empty() ? std::vector<std::int64_t>{} : parse_integers(options.chunks, "--chunks", 1);
   check_output(options);
   const SafetensorsFile file = SafetensorsFile::open(options.input);
-  NanoChat model(options.model.bundle, options.model.threads);
+  NanoChat model(options.model.bundle, options.model.backend);
   const auto batches = read_batches(file, model.manifest(), options.input);
   std::map<std::string, std::vector<float>> results;
   std::vector<TensorToWrite> tensors;

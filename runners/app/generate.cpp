@@ -69,7 +69,7 @@ void print_samples(const Generation& generation, const Tokenizer& tokenizer) {
 int run_generate(GenerateCommand& command) {
   check(command);
   const auto before = std::chrono::steady_clock::now();
-  NanoChat model(command.model.bundle, command.model.threads);
+  NanoChat model(command.model.bundle, command.model.backend);
   const std::chrono::duration<double> load = std::chrono::steady_clock::now() - before;
   const Tokenizer& tokenizer = model.tokenizer();
   const bool stream = command.generate.num_samples == 1 && !command.json;

@@ -61,12 +61,26 @@ ordered_json as_json(const Bundle& bundle, const std::optional<std::string>& obs
           {"march", m.march},
           {"cpu_features", m.cpu_features},
           {"torch_version", m.torch_version},
+          {"runtime_version", m.runtime_version},
           {"programs", m.programs},
           {"weights", m.weights},
           {"tokenizer", m.tokenizer},
           {"files", files},
           {"runs_here", !obstacle},
           {"obstacle", obstacle ? ordered_json(*obstacle) : ordered_json()}};
+}
+
+// What the programs need of a machine, in one line.
+std::string needs(const Manifest& m) {
+  std::string text;
+  const auto add = [&text](const std::string& what) {
+    if (!what.empty()) text += (text.empty() ? "" : ", ") + what;
+  };
+  add(m.platform + (m.platform.empty() || m.architecture.empty() ? "" : " ") + m.architecture);
+  add(m.march);
+  add(m.torch_version.empty() ? "" : "torch " + m.torch_version);
+  add(m.runtime_version.empty() ? "" : m.target + " runtime " + m.runtime_version + " or newer");
+  return text.empty() ? "nothing special" : text;
 }
 
 std::string as_text(const Bundle& bundle, const std::optional<std::string>& obstacle) {
@@ -82,8 +96,7 @@ std::string as_text(const Bundle& bundle, const std::optional<std::string>& obst
   line("model", m.generation + ": " + number(m.n_layer) + " layers, " + number(m.n_kv_head) + " KV heads of " +
                     number(m.head_dim) + ", vocabulary " + number(m.vocab_size));
   line("context", number(m.max_seq_len) + " tokens (trained on " + number(m.sequence_len) + ")");
-  line("compiled for", m.platform + " " + m.architecture + ", " + m.march +
-                           (m.torch_version.empty() ? "" : ", torch " + m.torch_version));
+  line("needs", needs(m));
   std::uint64_t total = 0;
   for (const BundleFile& file : m.files) total += file.size;
   line("files", human_size(total) + ", every SHA-256 as the manifest says");

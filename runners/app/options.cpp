@@ -9,8 +9,11 @@ namespace nanochat_x::app {
 
 void add_model_options(CLI::App& verb, ModelOptions& options) {
   verb.add_option("BUNDLE", options.bundle, "Folder that `nanochat_x lower` wrote")->required();
-  verb.add_option("--threads", options.threads, "CPU threads; 0: as many as the runtime takes by itself")
+  verb.add_option("--threads", options.backend.threads, "CPU threads; 0: as many as the runtime takes by itself")
       ->check(CLI::Range(0, 4096).description(""))
+      ->capture_default_str();
+  verb.add_option("--device", options.backend.device, "Where to compute: cpu or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();
 }
 

@@ -15,10 +15,10 @@ namespace nanochat_x::app {
 
 struct ModelOptions {
   std::filesystem::path bundle;
-  int threads = 0;
+  BackendOptions backend;
 };
 
-/// BUNDLE and --threads.
+/// BUNDLE, --threads and --device.
 void add_model_options(CLI::App& verb, ModelOptions& options);
 /// --max-tokens, --temperature, --top-k, --top-p, --seed.
 void add_sampling_options(CLI::App& verb, GenerateOptions& options);

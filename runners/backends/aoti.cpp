@@ -87,13 +87,15 @@ Logits to_logits(at::Tensor tensor) {
 
 class AotiBackend final : public Backend {
  public:
-  AotiBackend(const Bundle& bundle, int threads)
+  AotiBackend(const Bundle& bundle, const BackendOptions& options)
       : bundle_(bundle), weights_(SafetensorsFile::open(bundle.path_of(bundle.manifest().weights))) {
     check_rows("cos", bundle_.manifest().max_seq_len, "max_seq_len");
     check_rows("model.lm_head.weight", bundle_.manifest().vocab_size, "vocab_size");
-    if (threads > 0) at::set_num_threads(threads);  // of the whole process: libtorch has one pool
+    if (options.threads > 0) at::set_num_threads(options.threads);  // of the whole process: libtorch has one pool
     // What nearly every use needs is loaded right after its hash was checked; chatting never loads `full`.
-    for (const char* role : {"prefill", "decode"}) (void)program(role);
+    for (const char* role : {"prefill", "decode"}) {
+      if (bundle_.manifest().is_cached()) (void)program(role);
+    }
   }
 
   Logits forward(std::span<const std::int64_t> ids, std::int64_t batch, std::int64_t length) override {
@@ -195,8 +197,12 @@ class AotiBackend final : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> open_backend(const Bundle& bundle, int threads) {
-  return guarded("cannot open the bundle's programs", [&] { return std::make_unique<AotiBackend>(bundle, threads); });
+std::unique_ptr<Backend> open_backend(const Bundle& bundle, const BackendOptions& options) {
+  if (options.device != "cpu") {
+    throw Error("the programs of '" + bundle.folder().string() + "' are compiled for the CPU, not for the device '" +
+                options.device + "'; leave out --device");
+  }
+  return guarded("cannot open the bundle's programs", [&] { return std::make_unique<AotiBackend>(bundle, options); });
 }
 
 std::string backend_name() { return "aoti"; }

@@ -29,6 +29,29 @@ function(nanochat_x_program name)
   target_link_libraries(${name} PRIVATE ${arg_UNPARSED_ARGUMENTS})
 endfunction()
 
+# nanochat_x_find_runtime(<SWITCH> <package> <how to get it>): the option NANOCHAT_X_<SWITCH> - AUTO (build the backend
+# where its runtime is found), ON (it must be found), OFF - and NANOCHAT_X_<SWITCH>_FOUND: whether to build it. A macro,
+# as find_package sets variables.
+macro(nanochat_x_find_runtime switch package remedy)
+  set(NANOCHAT_X_${switch} AUTO CACHE STRING "The ${switch} backend: AUTO (where ${package} is found), ON, OFF")
+  set_property(CACHE NANOCHAT_X_${switch} PROPERTY STRINGS AUTO ON OFF)
+  if(NOT NANOCHAT_X_${switch} MATCHES "^(AUTO|ON|OFF)$")
+    message(FATAL_ERROR "  NANOCHAT_X_${switch} is ${NANOCHAT_X_${switch}}, not AUTO, ON or OFF")
+  endif()
+  set(NANOCHAT_X_${switch}_FOUND OFF)
+  if(NOT NANOCHAT_X_${switch} STREQUAL "OFF")
+    find_package(${package} QUIET)
+    if(${package}_FOUND)
+      set(NANOCHAT_X_${switch}_FOUND ON)
+      message(STATUS "nanochat_x: backend ${switch} with ${package} ${${package}_VERSION}")
+    elseif(NANOCHAT_X_${switch} STREQUAL "ON")
+      message(FATAL_ERROR "  ${package} was not found: ${remedy}")  # (indented, or CMake would break the line)
+    else()
+      message(STATUS "nanochat_x: no backend ${switch}, ${package} was not found: ${remedy}")
+    endif()
+  endif()
+endmacro()
+
 # nanochat_x_backend(<target> <its runtime>...): the library nanochat_x::<target> of backends/<target>.cpp, the program
 # nanochat-<target>, and the example of embedding it
 function(nanochat_x_backend name)
@@ -43,9 +66,7 @@ function(nanochat_x_backend name)
     INTERFACE "$<LINK_LIBRARY:WHOLE_ARCHIVE,nanochat_x_${name}_code>" nanochat_x_core)
 
   if(PROJECT_IS_TOP_LEVEL)
-    file(GLOB app CONFIGURE_DEPENDS app/*.cpp)
-    nanochat_x_program(nanochat-${name} nanochat_x_${name} nanochat_x_deps::cli11 nanochat_x_deps::json SOURCES ${app})
-    target_include_directories(nanochat-${name} PRIVATE "${PROJECT_SOURCE_DIR}/src")
+    nanochat_x_program(nanochat-${name} nanochat_x_app nanochat_x_${name} SOURCES app/main.cpp)
     nanochat_x_program(embed-${name} nanochat_x_${name} SOURCES examples/embed.cpp)
   endif()
 endfunction()

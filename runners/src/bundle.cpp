@@ -94,14 +94,6 @@ std::string lower_command(const Manifest& manifest) {
   return "`python -m nanochat_x lower --target " + manifest.target + "`";
 }
 
-/// "2.13" of "2.13.0+cpu".
-std::string_view major_minor(std::string_view version) {
-  const std::size_t dot = version.find('.');
-  if (dot == std::string_view::npos) return version;
-  const std::size_t end = version.find_first_not_of("0123456789", dot + 1);
-  return version.substr(0, end);
-}
-
 }  // namespace
 
 Bundle Bundle::open(const fs::path& folder) {
@@ -196,10 +188,15 @@ void Bundle::check_machine(std::string_view runtime_version) const {
                 internal::march_remedy(lower_command(m)));
   }
   if (!runtime_version.empty() && !m.torch_version.empty() &&
-      major_minor(m.torch_version) != major_minor(runtime_version)) {
+      internal::major_minor(m.torch_version) != internal::major_minor(runtime_version)) {
     throw Error(display(folder_) + ": was lowered with torch " + internal::printable(m.torch_version) +
                 ", but this program runs libtorch " + std::string(runtime_version) +
                 "; lower it again with that torch: " + lower_command(m));
+  }
+  if (!runtime_version.empty() && internal::is_older(runtime_version, m.runtime_version)) {
+    throw Error(display(folder_) + ": needs version " + internal::printable(m.runtime_version) + " or newer of the " +
+                internal::printable(m.target) + " runtime, but this program runs " + std::string(runtime_version) +
+                "; update the runtime and build the runners again");
   }
 }
 

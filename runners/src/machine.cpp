@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cctype>
+#include <charconv>
+#include <cstdint>
+#include <system_error>
 
 #include "nanochat_x/bundle.h"
 
@@ -22,6 +25,16 @@ bool cpu_is_x86_64_v3() {
                          "bmi",  "bmi2",  "f16c",   "fma",    "lzcnt",  "movbe"};
   return architecture_name() == "x86_64" &&
          std::all_of(features.begin(), features.end(), [](const char* name) { return cpu_has_feature(name); });
+}
+
+/// Takes the next number, and the '.' behind it, off a version; 0 where there is none, and nothing is left then.
+std::uint64_t take_number(std::string_view& version) {
+  std::uint64_t number = 0;
+  const char* const end = version.data() + version.size();
+  const auto [stop, code] = std::from_chars(version.data(), end, number);
+  const bool more = code == std::errc() && stop != end && *stop == '.';
+  version.remove_prefix(more ? static_cast<std::size_t>(stop + 1 - version.data()) : version.size());
+  return number;
 }
 
 }  // namespace
@@ -60,6 +73,21 @@ std::string canonical_architecture(std::string_view name) {
   if (lower == "amd64") return "x86_64";
   if (lower == "arm64") return "aarch64";
   return lower;
+}
+
+std::string_view major_minor(std::string_view version) {
+  const std::size_t dot = version.find('.');
+  if (dot == std::string_view::npos) return version;
+  const std::size_t end = version.find_first_not_of("0123456789", dot + 1);
+  return version.substr(0, end);
+}
+
+bool is_older(std::string_view version, std::string_view other) {
+  while (!other.empty()) {
+    const std::uint64_t mine = take_number(version), its = take_number(other);
+    if (mine != its) return mine < its;
+  }
+  return false;
 }
 
 std::string march_remedy(const std::string& lower_command) {

@@ -96,6 +96,7 @@ void read_machine(const ObjectReader& machine, Manifest& out) {
   out.architecture = read("architecture");
   out.march = read("march");
   out.torch_version = read("torch_version");
+  if (machine.has("runtime_version")) out.runtime_version = machine.string("runtime_version");
   if (machine.has("cpu_features")) out.cpu_features = machine.strings("cpu_features");
 }
 
@@ -124,9 +125,11 @@ void read_files(const ObjectReader& manifest, const std::string& where, Manifest
 void read_programs(const ObjectReader& manifest, Manifest& out) {
   const ObjectReader programs = manifest.object("programs");
   for (const std::string& role : programs.keys()) out.programs[role] = relative_path(programs, role);
-  if (out.programs.empty()) manifest.fail("programs", "is empty");
-  if (out.target != "aoti") return;  // each backend asks for the roles it knows
-  for (const char* role : {"prefill", "decode", "full"}) (void)programs.at(role);
+  // `full` alone is a whole bundle too: what `lower --no-cache` writes
+  const bool cached = out.programs.contains("prefill") || out.programs.contains("decode");
+  for (const char* role : {"prefill", "decode", "full"}) {
+    if (cached || std::string_view(role) == "full") (void)programs.at(role);
+  }
 }
 
 /// What the runner does not need, but the format promises: a manifest without it was not written whole.

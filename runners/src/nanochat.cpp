@@ -6,6 +6,7 @@
 
 #include "checks.h"
 #include "nanochat_x/error.h"
+#include "nanochat_x/recomputing_backend.h"
 #include "nanochat_x/utf8.h"
 
 namespace nanochat_x {
@@ -37,6 +38,13 @@ GenerateOptions options_of(std::int64_t max_tokens, double temperature, std::int
   return options;
 }
 
+// The bundle's backend; a bundle without a cached program gets one that computes every sequence anew.
+std::unique_ptr<Backend> open_model(const Bundle& bundle, const BackendOptions& options) {
+  std::unique_ptr<Backend> backend = open_backend(bundle, options);
+  if (bundle.manifest().is_cached()) return backend;
+  return std::make_unique<RecomputingBackend>(std::move(backend), bundle.manifest());
+}
+
 }  // namespace
 
 void check_runnable(const Bundle& bundle) {
@@ -49,10 +57,10 @@ void check_runnable(const Bundle& bundle) {
 }
 
 struct NanoChat::Impl {
-  Impl(const std::filesystem::path& folder, int threads)
+  Impl(const std::filesystem::path& folder, const BackendOptions& options)
       : bundle(open_checked(folder)),
         tokenizer(load_checked(bundle)),
-        backend(open_backend(bundle, threads)),
+        backend(open_model(bundle, options)),
         engine(*backend, bundle.manifest(), tokenizer) {}
 
   Bundle bundle;
@@ -61,7 +69,8 @@ struct NanoChat::Impl {
   Engine engine;
 };
 
-NanoChat::NanoChat(const std::filesystem::path& bundle, int threads) : impl_(std::make_unique<Impl>(bundle, threads)) {}
+NanoChat::NanoChat(const std::filesystem::path& bundle, const BackendOptions& options)
+    : impl_(std::make_unique<Impl>(bundle, options)) {}
 NanoChat::~NanoChat() = default;
 NanoChat::NanoChat(NanoChat&&) noexcept = default;
 NanoChat& NanoChat::operator=(NanoChat&&) noexcept = default;

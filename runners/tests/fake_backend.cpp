@@ -165,14 +165,14 @@ Tokenizer byte_tokenizer() { return Tokenizer::parse(byte_tokenizer_json(), "the
 namespace nanochat_x {
 
 // The program of a test bundle is a JSON file that describes a FakeModel.
-std::unique_ptr<Backend> open_backend(const Bundle& bundle, int threads) {
-  std::ifstream file(bundle.path_of(bundle.manifest().programs.at("prefill")));
+std::unique_ptr<Backend> open_backend(const Bundle& bundle, const BackendOptions& options) {
+  std::ifstream file(bundle.path_of(bundle.manifest().programs.at("full")));
   const auto json = nlohmann::json::parse(file);
   test::FakeModel model;
   model.vocab_size = bundle.manifest().vocab_size;
   model.anchor = json.value("anchor", model.anchor);
   model.scripts = json.value("scripts", model.scripts);
-  model.step_ms = json.value("step_ms", 0) + 0 * threads;
+  model.step_ms = json.value("step_ms", 0) + 0 * options.threads;
   model.fail_at_step = json.value("fail_at_step", 0);
   model.nan_logits = json.value("nan_logits", false);
   return std::make_unique<test::FakeBackend>(std::move(model));

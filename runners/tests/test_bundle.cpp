@@ -87,11 +87,12 @@ TEST_CASE("what may be left out") {
   const BundleFiles portable([](json& m) {
     m["target"] = "onnx";
     m["machine"] = json::object();
-    m["programs"] = {{"cached", "full.so"}};
+    m["programs"] = {{"full", "full.so"}};
   });
   const Bundle bundle = Bundle::open(portable.path());
   CHECK(bundle.manifest().architecture.empty());
-  CHECK(bundle.manifest().programs.at("cached") == "full.so");
+  CHECK(bundle.manifest().programs.at("full") == "full.so");
+  CHECK_FALSE(bundle.manifest().is_cached());
   bundle.check_machine("2.13.0");
   CHECK(contains(open_error([](json& m) {
                    m["target"] = "onnx";

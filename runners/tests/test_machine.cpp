@@ -46,6 +46,19 @@ TEST_CASE("a bundle for another machine is refused") {
   CHECK(contains(lacking, "a CPU (x86-64-v3) with avx1024f, mystery\\x0a, which this machine lacks; lower it"));
 }
 
+TEST_CASE("a runtime that is older than the programs need is refused, a newer one is not") {
+  for (const char* runtime : {"1.23.0", "1.23", "1.23.5+cpu", "1.24rc1", "1.100", "2.0", ""}) {
+    CAPTURE(runtime);
+    CHECK(machine_error("runtime_version", "1.23.0", runtime) == "");
+  }
+  for (const char* runtime : {"1.22.9", "1.9.12", "0.99", "1", "nonsense"}) {
+    CAPTURE(runtime);
+    CHECK(contains(machine_error("runtime_version", "1.23.0", runtime),
+                   "needs version 1.23.0 or newer of the aoti runtime, but this program runs " + std::string(runtime)));
+  }
+  CHECK(machine_error("runtime_version", "", "0.1") == "");
+}
+
 TEST_CASE("the runtime's torch must have the major and minor number of the bundle's") {
   CHECK(machine_error("torch_version", "2.13.0+cpu", "2.13.0") == "");
   CHECK(machine_error("torch_version", "2.13.1", "2.13.0+cu130") == "");

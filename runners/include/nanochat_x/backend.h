@@ -53,10 +53,15 @@ class Backend {
   virtual std::unique_ptr<Cache> new_cache(std::int64_t rows, std::int64_t capacity) = 0;
 };
 
+/// How a model is to be run.
+struct BackendOptions {
+  int threads = 0;             ///< 0: the runtime's default; another number may hold for the whole process
+  std::string device = "cpu";  ///< "cpu" or "cuda"
+};
+
 /// Opens the programs of a bundle whose hashes and machine have been checked. Each runner program links exactly one
-/// backend, which defines this function and `backend_name`. `threads` 0: the runtime's default; another number
-/// may hold for the whole process (libtorch's does). Throws Error.
-std::unique_ptr<Backend> open_backend(const Bundle& bundle, int threads);
+/// backend, which defines this function and the two below. Throws Error, also for a device that the backend lacks.
+std::unique_ptr<Backend> open_backend(const Bundle& bundle, const BackendOptions& options);
 /// The target that this program runs ("aoti"), and the version of its runtime ("2.13.0").
 std::string backend_name();
 std::string backend_version();

@@ -28,11 +28,15 @@ struct Manifest {
   std::string architecture;      ///< "x86_64", "aarch64"; empty: any
   std::string march;             ///< as given to the compiler
   std::vector<std::string> cpu_features;
-  std::string torch_version;                    ///< empty: does not matter to this target
+  std::string torch_version;                    ///< the programs' own; empty: does not matter to this target
+  std::string runtime_version;                  ///< the least that the target's runtime must have; empty: any
   std::map<std::string, std::string> programs;  ///< role ("prefill", "decode", "full", ...) -> path of the file
   std::string weights;                          ///< path of the safetensors file; empty: inside the programs
   std::string tokenizer;                        ///< path of tokenizer.json
   std::vector<BundleFile> files;
+
+  /// False for a bundle that holds the program without a cache alone (`lower --no-cache`).
+  bool is_cached() const { return programs.contains("prefill"); }
 };
 
 /// A bundle on disk: its manifest read strictly, every path confined to the folder.
@@ -54,9 +58,9 @@ class Bundle {
   void verify_hashes() const;
   /// The same for one listed file: for what is read or run long after all were checked. Throws Error.
   void verify_hash(const std::string& relative) const;
-  /// Platform, architecture and instruction set of this machine, and that `runtime_version` ("2.13.0"; empty: do not
-  /// check) has the major and minor number of the manifest's `torch_version`. Throws Error that names what the machine
-  /// lacks and the command that would lower for it.
+  /// Platform, architecture and instruction set of this machine; that `runtime_version` ("2.13.0"; empty: do not check)
+  /// has the major and minor number of the manifest's `torch_version`, and is no older than its `runtime_version`.
+  /// Throws Error that names what the machine lacks and the command that would lower for it.
   void check_machine(std::string_view runtime_version) const;
 
  private:

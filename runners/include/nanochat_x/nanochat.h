@@ -28,9 +28,9 @@ using OnText = std::function<void(std::string_view)>;
 /// Linked against exactly one backend library (nanochat_x::aoti). Every function throws nanochat_x::Error.
 class NanoChat {
  public:
-  /// Opens a bundle: checks hashes and machine, then loads programs and weights. `threads` 0: the runtime's default;
-  /// another number is set for the whole process (libtorch has one pool of threads), so for every model in it.
-  explicit NanoChat(const std::filesystem::path& bundle, int threads = 0);
+  /// Opens a bundle: checks hashes and machine, then loads programs and weights. A number of threads may be set for the
+  /// whole process (libtorch has one pool of threads), so for every model in it.
+  explicit NanoChat(const std::filesystem::path& bundle, const BackendOptions& options = {});
   ~NanoChat();
   NanoChat(NanoChat&&) noexcept;
   NanoChat& operator=(NanoChat&&) noexcept;
