@@ -208,7 +208,7 @@ def test_disk_full_for_real(tmp_path: Path) -> None:
         "import torch;"
         "lowering.capture = quick_capture;"
         "target = StubTarget(); plain = target.lower;"
-        "lowering.load_target = lambda request: target;"
+        "lowering.load_target = lambda name, request: target;"
         "from dataclasses import replace;"
         "target.lower = lambda *a: replace(plain(*a), weights={'w': torch.zeros(1_000_000)});"
         "from nanochat_x.cli import main;"

@@ -125,6 +125,7 @@ void read_files(const ObjectReader& manifest, const std::string& where, Manifest
 void read_programs(const ObjectReader& manifest, Manifest& out) {
   const ObjectReader programs = manifest.object("programs");
   for (const std::string& role : programs.keys()) out.programs[role] = relative_path(programs, role);
+  if (out.programs.empty()) manifest.fail("programs", "is empty");
   // `full` alone is a whole bundle too: what `lower --no-cache` writes
   const bool cached = out.programs.contains("prefill") || out.programs.contains("decode");
   for (const char* role : {"prefill", "decode", "full"}) {

@@ -46,17 +46,26 @@ TEST_CASE("a bundle for another machine is refused") {
   CHECK(contains(lacking, "a CPU (x86-64-v3) with avx1024f, mystery\\x0a, which this machine lacks; lower it"));
 }
 
+// What check_machine says of a bundle that needs `needed` of its runtime, under that `runtime`.
+std::string runtime_error(const std::string& needed, const std::string& runtime) {
+  const BundleFiles files([&](json& m) {
+    m["target"] = "onnx";
+    m["machine"] = {{"runtime_version", needed}};
+  });
+  return error_of([&] { Bundle::open(files.path()).check_machine(runtime); });
+}
+
 TEST_CASE("a runtime that is older than the programs need is refused, a newer one is not") {
   for (const char* runtime : {"1.23.0", "1.23", "1.23.5+cpu", "1.24rc1", "1.100", "2.0", ""}) {
     CAPTURE(runtime);
-    CHECK(machine_error("runtime_version", "1.23.0", runtime) == "");
+    CHECK(runtime_error("1.23.0", runtime) == "");
   }
   for (const char* runtime : {"1.22.9", "1.9.12", "0.99", "1", "nonsense"}) {
     CAPTURE(runtime);
-    CHECK(contains(machine_error("runtime_version", "1.23.0", runtime),
-                   "needs version 1.23.0 or newer of the aoti runtime, but this program runs " + std::string(runtime)));
+    CHECK(contains(runtime_error("1.23.0", runtime),
+                   "needs version 1.23.0 or newer of the onnx runtime, but this program runs " + std::string(runtime)));
   }
-  CHECK(machine_error("runtime_version", "", "0.1") == "");
+  CHECK(runtime_error("", "0.1") == "");
 }
 
 TEST_CASE("the runtime's torch must have the major and minor number of the bundle's") {
