@@ -220,7 +220,7 @@ def _build(source_dir: Path, build_dir: Path, target: str | None, recipe: Recipe
     ):
         # In a folder that it knows, CMake keeps what it once found and refuses other sources and another compiler.
         (build_dir / "CMakeCache.txt").unlink(missing_ok=True)
-    ninja = _tool("ninja")
+    ninja = find_tool("ninja")
     with log.stage("configure the C++ runner"):
         _run(_configure_command(source_dir, build_dir, ninja, target, recipe), build_dir, "configuring")
     with log.stage("compile the C++ runner") as stage:
@@ -258,7 +258,7 @@ def _configure_command(source_dir: Path, build_dir: Path, ninja: str, target: st
         return "ON" if on else "OFF"
 
     return [
-        _tool("cmake"),
+        find_tool("cmake"),
         *("-S", str(source_dir), "-B", str(build_dir), "-G", "Ninja"),
         f"-DCMAKE_MAKE_PROGRAM={ninja}",
         "-DCMAKE_BUILD_TYPE=Release",
@@ -269,7 +269,7 @@ def _configure_command(source_dir: Path, build_dir: Path, ninja: str, target: st
     ]
 
 
-def _tool(name: str) -> str:
+def find_tool(name: str) -> str:
     """Path of cmake or ninja: their PyPI package's program, else what is on PATH. Raises RunnerError."""
     spec = importlib.util.find_spec(name)
     folders = [Path(spec.origin).parent / "data" / "bin"] if spec and spec.origin else []
