@@ -4,18 +4,20 @@
 #   VENV=.venv             where the environment is
 #   TORCH_INDEX=URL        where torch alone comes from, as https://download.pytorch.org/whl/cpu: on Linux, PyPI's own
 #                          torch brings several GB for CUDA, of which nothing here makes use
+#   TARGET=onnx            what `make demo` lowers to: aoti (the default), torchscript, onnx or executorch
 #   PYTEST_ARGS="-k name"  for `make test`
 #   FUZZ_MINUTES=10        for `make fuzz`
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
+TARGET ?= aoti
 PYTEST_ARGS ?=
 FUZZ_MINUTES ?= 10
 
 MAKEFLAGS += --no-print-directory
 PY := $(VENV)/bin/python
-DEMO := nanochat-demo-aoti
+DEMO := nanochat-demo-$(TARGET)
 QUESTION := What is 9325 + 33?
 ANSWER := 9358
 BUILD := build
@@ -63,7 +65,7 @@ endif
 
 # --- what one does with it
 
-demo: $(BUILD)/demo.stamp ## lower the demo model and ask it a question that takes the calculator
+demo: $(BUILD)/demo-$(TARGET).stamp ## lower the demo model and ask it a question that takes the calculator
 	@echo
 	@echo "> $(QUESTION)"
 	@$(PY) -m nanochat_x chat $(DEMO) --prompt "$(QUESTION)" --temperature 0 > $(BUILD)/demo.txt; \
@@ -73,11 +75,11 @@ demo: $(BUILD)/demo.stamp ## lower the demo model and ask it a question that tak
 	@echo "Now chat with it:  $(PY) -m nanochat_x chat $(DEMO)"
 
 # The stamp tells that the bundle is of make's making, and so may be replaced and cleaned away.
-$(BUILD)/demo.stamp: $(LOWERING) pyproject.toml $(if $(wildcard $(DEMO)/manifest.json),,missing) | setup
+$(BUILD)/demo-$(TARGET).stamp: $(LOWERING) pyproject.toml $(if $(wildcard $(DEMO)/manifest.json),,missing) | setup
 	@if [ -e $(DEMO) ] && [ ! -e $@ ]; then \
 	  echo "$(DEMO) is yours, not from \`make demo\`: taken as it is"; \
 	else \
-	  $(PY) -m nanochat_x lower -i demo --output $(DEMO) --force && touch $@; \
+	  $(PY) -m nanochat_x lower -i demo --target $(TARGET) --output $(DEMO) --force && touch $@; \
 	fi
 
 .PHONY: missing
@@ -115,7 +117,9 @@ fuzz: setup ## compare the C++ text code with Python's on ever new input, for FU
 	done
 
 clean: ## take away what make made, but not the environment
-	@if [ -e $(BUILD)/demo.stamp ]; then rm -rf $(DEMO); fi
+	@for stamp in $(BUILD)/demo-*.stamp; do \
+	  [ ! -e "$$stamp" ] || { name=$${stamp##*/demo-}; rm -rf "nanochat-demo-$${name%.stamp}"; }; \
+	done
 	rm -rf $(BUILD) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis nanochat_x.egg-info
 	find nanochat_x targets runners tests scripts -name __pycache__ -prune -exec rm -rf {} +
 
