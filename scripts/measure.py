@@ -1,6 +1,7 @@
-"""What it costs to lower and to run a model of nanochat's shape: the figures of the README.
+"""What it costs to lower and to run a model of nanochat's shape, on every target: the table of the README.
 
     python scripts/measure.py --depth 12
+    python scripts/measure.py --depth 12 --target onnx
 
 Makes a random checkpoint, lowers it and generates from it, each in a process of its own, in a folder that is removed
 afterwards. Times are wall clock; peak memory is the operating system's own account of the process, its compilers apart.
@@ -12,21 +13,24 @@ import argparse
 import json
 import os
 import platform
+import re
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanochat_x.build import ensure_built
+from nanochat_x.build import PROGRAMS, ensure_built
 from nanochat_x.console import tree_size
 
 RUNS = 5
-TOKENS = 128
+PROMPT = 512  # tokens that are read, and
+TOKENS = 128  # tokens that are written, in each run
 
 
 @dataclass(frozen=True)
@@ -54,46 +58,72 @@ def run(command: Sequence[str], folder: Path) -> Cost:
     return Cost(seconds, usage.ru_maxrss * scale, text)
 
 
-def weights_in_float32(bundle: Path) -> int:
-    """Bytes of the bundle's weights if each element took 4."""
-    with (bundle / "weights.safetensors").open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    width = {"F32": 4, "BF16": 2, "F16": 2}
-    spans = [(t["data_offsets"][1] - t["data_offsets"][0], width[t["dtype"]]) for t in header.values()]
-    return sum(size // one * 4 for size, one in spans)
+def library_bytes(program: Path) -> int:
+    """Size of the program, stripped, and of the shared libraries that it loads and that the system does not bring.
+
+    A library of the compiler or the C library counts as the system's: it lies in /lib or /usr.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        stripped = Path(scratch) / program.name
+        subprocess.run(["strip", "-o", str(stripped), str(program)], check=True)
+        size = stripped.stat().st_size
+    text = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=True).stdout
+    paths = {Path(match).resolve() for match in re.findall(r"=> (/\S+)", text)}
+    return size + sum(path.stat().st_size for path in paths if path.parts[1] not in ("lib", "lib64", "usr"))
+
+
+def measure(target: str, bundle: Path) -> dict[str, Any]:
+    """The row of one target: medians of RUNS processes, each of which reads PROMPT tokens and writes TOKENS."""
+    program = ensure_built(target).program
+    ids = ",".join(str(1 + i * 37 % 30000) for i in range(PROMPT))
+    command = [str(program), "generate", bundle.name, f"--prompt-ids={ids}", f"--max-tokens={TOKENS}", "--raw"]
+    command += ["--temperature=0", "--json"]
+    run(command, bundle.parent)  # the file cache is warm afterwards
+    runs = [run(command, bundle.parent) for _ in range(RUNS)]
+    # A prompt of one token: what starting costs apart from the prompt.
+    short = [run([*command[:3], "--prompt-ids=1", *command[4:]], bundle.parent) for _ in range(RUNS)]
+    timings = [json.loads(one.stdout.splitlines()[-1])["timing"] for one in runs]
+    starts = [json.loads(one.stdout.splitlines()[-1])["timing"] for one in short]
+
+    def median(values: Iterable[float], digits: int) -> float:
+        return round(statistics.median(values), digits)
+
+    return {
+        "bundle MB": tree_size(bundle) // 10**6,
+        "runner and libraries MB": library_bytes(program) // 10**6,
+        "load s": median((t["load_s"] for t in starts), 2),
+        "first token s": median((t["first_token_s"] for t in starts), 2),
+        "prefill tokens/s": median((t["prompt_tokens"] / t["prefill_s"] for t in timings), 0),
+        "decode tokens/s": median((t["tokens_per_s"] for t in timings), 1),
+        "peak memory MB": max(one.peak_bytes for one in runs) // 10**6,
+    }
 
 
 def main() -> None:
     """Prints a table, and one JSON line last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depth", type=int, default=12, help="layers of the model (default: 12)")
-    depth = parser.parse_args().depth
-    program = str(ensure_built("aoti").program)
+    parser.add_argument("--target", action="append", choices=list(PROGRAMS), help="repeatable (default: all)")
+    arguments = parser.parse_args()
     verb = [sys.executable, "-m", "nanochat_x"]
+    rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="nanochat_x-measure-") as scratch:
         folder = Path(scratch)
-        run([*verb, "init", "--depth", str(depth), "-o", "model"], folder)
-        lower = run([*verb, "lower", "--base-dir", "model", "-o", "bundle"], folder)
-        generate = [program, "generate", "bundle", "--prompt=Once upon a time", f"--max-tokens={TOKENS}", "--raw"]
-        runs = [run([*generate, "--temperature=0", "--json"], folder) for _ in range(RUNS)]
-        timings = [json.loads(one.stdout.splitlines()[-1])["timing"] for one in runs]
-        bundle, weights = tree_size(folder / "bundle"), (folder / "bundle" / "weights.safetensors").stat().st_size
-        full = weights_in_float32(folder / "bundle")
-    figures: dict[str, Any] = {
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores, {platform.system()}",
-        "depth": depth,
-        "lower_s": round(lower.seconds, 1),
-        "lower_peak_mb": lower.peak_bytes // 10**6,
-        "bundle_mb": bundle // 10**6,
-        "bundle_to_float32_weights": round(bundle / full, 3),
-        "runner_peak_mb": max(one.peak_bytes for one in runs) // 10**6,
-        "runner_peak_to_weights_file": round(max(one.peak_bytes for one in runs) / weights, 3),
-        "first_token_s": round(statistics.median(t["first_token_s"] for t in timings), 2),
-        "tokens_per_s": round(statistics.median(t["tokens_per_s"] for t in timings), 1),
-    }
-    for name, value in figures.items():
-        print(f"{name:30} {value}")
-    print(json.dumps(figures))
+        run([*verb, "init", "--depth", str(arguments.depth), "-o", "model"], folder)
+        for target in arguments.target or PROGRAMS:
+            output = folder / "bundle"
+            cost = run([*verb, "lower", "--base-dir", "model", "--target", target, "-o", output.name], folder)
+            lowering = {"lower s": round(cost.seconds), "lower peak MB": cost.peak_bytes // 10**6}
+            rows[target] = lowering | measure(target, output)
+            shutil.rmtree(output)
+    machine = f"{cpu_name()}, {os.cpu_count()} cores, {platform.system()}"
+    print(
+        f"\ndepth {arguments.depth}, float32, prompt {PROMPT} tokens, {TOKENS} new ones, medians of {RUNS}; {machine}\n"
+    )
+    print(f"{'':26}" + "".join(f"{target:>13}" for target in rows))
+    for name in next(iter(rows.values())):
+        print(f"{name:26}" + "".join(f"{row[name]:>13}" for row in rows.values()))
+    print(json.dumps({"machine": machine, "depth": arguments.depth, "targets": rows}))
 
 
 def cpu_name() -> str:
