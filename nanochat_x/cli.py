@@ -104,6 +104,8 @@ def checkpoint_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="nanochat's folder. Default: $NANOCHAT_BASE_DIR, else ~/.cache/nanochat."),
         click.option("--tokenizer", "tokenizer_dir", type=click.Path(path_type=Path), metavar="DIR",
                      help="Folder with tokenizer.pkl. Default: tokenizer in the base folder."),
+        click.option("--hf", type=click.Path(path_type=Path), metavar="DIR",
+                     help="A Hugging Face folder of a NanoChatForCausalLM, in the place of the options above."),
         click.option("--override", "override_pairs", multiple=True, metavar="KEY=VALUE",
                      help="A constant that the checkpoint's files do not tell, as softcap=20. Repeatable."),
     )  # fmt: skip
@@ -143,7 +145,8 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def lower(
     source: str | None, model_tag: str | None, step: int | None, base_dir: Path | None, tokenizer_dir: Path | None,
     override_pairs: tuple[str, ...], targets: tuple[str, ...], output: Path | None, dtype: str,
-    max_seq_len: int | None, no_cache: bool, force: bool, no_verify: bool, **options_of_targets: Any,
+    max_seq_len: int | None, no_cache: bool, force: bool, no_verify: bool, hf: Path | None,
+    **options_of_targets: Any,
 ) -> None:  # fmt: skip
     """Lower a checkpoint to a bundle for C++.
 
@@ -154,6 +157,7 @@ def lower(
     nanochat_x lower -i sft -g d20 --dtype bfloat16
     nanochat_x lower -i base --max-seq-len 4096 --march x86-64-v3 -o portable
     nanochat_x lower --target all -o bundles      one bundle for each target, from one capture
+    nanochat_x lower --hf nanochat-d20            a folder of transformers'
     nanochat_x lower --override softcap=20        trained from 2026-03-02 to 03-08
     """
     from nanochat_x.overrides import parse_overrides
@@ -167,7 +171,7 @@ def lower(
         source=source, model_tag=model_tag, step=step, base_dir=base_dir, tokenizer_dir=tokenizer_dir,
         dtype=dtype, max_seq_len=max_seq_len, cached=not no_cache,
         options={name: value for name, value in options_of_targets.items() if value is not None},
-        overrides=overrides, force=force, verify=not no_verify,
+        overrides=overrides, force=force, verify=not no_verify, hf=hf,
     )  # fmt: skip
     results = run_lower(request, progress_on(sys.stdout))
     click.echo()
@@ -210,7 +214,7 @@ def init(depth: int, output: Path | None, seed: int) -> None:
 @checkpoint_options
 def inspect(
     bundle: Path | None, source: str | None, model_tag: str | None, step: int | None, base_dir: Path | None,
-    tokenizer_dir: Path | None, override_pairs: tuple[str, ...],
+    tokenizer_dir: Path | None, override_pairs: tuple[str, ...], hf: Path | None,
 ) -> None:  # fmt: skip
     """Tell what is in a bundle or a checkpoint.
 
@@ -220,7 +224,9 @@ def inspect(
     nanochat_x inspect -i base -g d12 -s 1000
     """
     if bundle is not None:
-        if override_pairs or any(choice is not None for choice in (source, model_tag, step, base_dir, tokenizer_dir)):
+        if override_pairs or any(
+            choice is not None for choice in (source, model_tag, step, base_dir, tokenizer_dir, hf)
+        ):
             raise UsageError(
                 "a bundle's folder and options that choose a checkpoint were both given", remedy="leave one of them out"
             )
@@ -231,10 +237,10 @@ def inspect(
     from nanochat_x.overrides import parse_overrides
 
     overrides = parse_overrides(override_pairs)
-    from nanochat_x.checkpoint import find_checkpoint, load_checkpoint
+    from nanochat_x.checkpoint import choose_checkpoint, load_checkpoint
     from nanochat_x.inspection import describe_checkpoint
 
-    files = find_checkpoint(source, model_tag, step, base_dir, tokenizer_dir)
+    files = choose_checkpoint(hf, source, model_tag, step, base_dir, tokenizer_dir)
     click.echo(describe_checkpoint(load_checkpoint(files, overrides)))
 
 

@@ -14,9 +14,11 @@ from nanochat_x import __version__
 from nanochat_x.build import ensure_built
 from nanochat_x.bundle import TOKENIZER, WEIGHTS, list_files, write_manifest
 from nanochat_x.capture import Captured, capture, describe_contract
-from nanochat_x.checkpoint import Checkpoint, CheckpointFiles, find_checkpoint, load_checkpoint
+from nanochat_x.checkpoint import Checkpoint, CheckpointFiles, choose_checkpoint, load_checkpoint
 from nanochat_x.console import Progress, format_size
 from nanochat_x.errors import BundleError, UsageError
+from nanochat_x.find import HF_SOURCE
+from nanochat_x.hf_config import ARCHITECTURE
 from nanochat_x.manifest import SCHEMA_VERSION, is_bundle
 from nanochat_x.model import GPT, prepare_weights
 from nanochat_x.runner import Runner
@@ -49,6 +51,7 @@ class LowerRequest:
     overrides: dict[str, str]
     force: bool
     verify: bool
+    hf: Path | None = None  # a folder of transformers' in the place of the five that choose a checkpoint
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ def lower(request: LowerRequest, progress: Progress) -> list[LowerResult]:
     were finished before stay).
     """
     targets = {name: load_target(name, request) for name in request.targets}
-    files = find_checkpoint(request.source, request.model_tag, request.step, request.base_dir, request.tokenizer_dir)
+    files = choose_checkpoint(
+        request.hf, request.source, request.model_tag, request.step, request.base_dir, request.tokenizer_dir
+    )
     progress.note(describe_choice(files, request))
     outputs = {name: output_of(name, files, request) for name in targets}
     for output in outputs.values():
@@ -84,7 +89,7 @@ def lower(request: LowerRequest, progress: Progress) -> list[LowerResult]:
 
     with progress.stage("read checkpoint") as stage:
         checkpoint = load_checkpoint(files, request.overrides)
-        stage.detail(f"generation {checkpoint.spec.generation}, {format_size(files.model.stat().st_size)}")
+        stage.detail(f"generation {checkpoint.spec.generation}, {format_size(files.model_bytes)}")
     for note in checkpoint.notes:
         progress.note(f"  {note}")
 
@@ -158,6 +163,8 @@ def describe_choice(files: CheckpointFiles, request: LowerRequest) -> str:
     if files.is_demo:
         why = "" if request.source == "demo" else " (no nanochat folder found; -i, --base-dir choose another)"
         return f"checkpoint: the demo model that comes with nanochat_x{why}"
+    if files.source == HF_SOURCE:
+        return f"checkpoint: {ARCHITECTURE} in {files.meta.parent}"
     return f"checkpoint: {files.source} {files.tag} step {files.step} ({files.model.parent})"
 
 
