@@ -28,7 +28,7 @@ from nanochat_x.cli import main
 from nanochat_x.errors import CheckpointError, UsageError
 from nanochat_x.hf import find_hf_checkpoint
 from nanochat_x.inspection import describe_checkpoint
-from nanochat_x.lowering import default_output
+from nanochat_x.lowering import LowerRequest, output_of
 from nanochat_x.model import GPT, prepare_weights
 from nanochat_x.runner import Runner
 from nanochat_x.spec import ModelSpec
@@ -159,7 +159,11 @@ def test_what_is_read() -> None:
     assert torch.equal(
         checkpoint.weights["transformer.h.1.attn.c_proj.weight"], stored["model.layers.1.self_attn.o_proj.weight"]
     )
-    assert default_output(files, "aoti") == Path("nanochat-hf-nanochat-aoti")
+    request = LowerRequest(
+        targets=("aoti",), output=None, source=None, model_tag=None, step=None, base_dir=None, tokenizer_dir=None,
+        dtype="float32", max_seq_len=None, cached=True, options={}, overrides={}, force=False, verify=True, hf=FOLDER,
+    )  # fmt: skip
+    assert output_of("aoti", files, request) == Path("nanochat-hf-nanochat-aoti")
 
 
 def test_nanochats_own_constants_are_the_defaults() -> None:
