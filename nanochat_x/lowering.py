@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from nanochat_x.console import Progress, format_size
 from nanochat_x.errors import BundleError, UsageError
 from nanochat_x.find import HF_SOURCE
 from nanochat_x.hf_config import ARCHITECTURE
+from nanochat_x.interrupts import ending_at_once
 from nanochat_x.manifest import SCHEMA_VERSION, is_bundle
 from nanochat_x.model import GPT, prepare_weights
 from nanochat_x.runner import Runner
 from nanochat_x.safetensors_file import write_safetensors
-from nanochat_x.staging import staged_folder
+from nanochat_x.staging import only_writer, staged_folder
 from nanochat_x.target import Lowered, Machine, Target
 from nanochat_x.verification import verify
 
@@ -84,9 +86,22 @@ def lower(request: LowerRequest, progress: Progress) -> list[LowerResult]:
     )
     progress.note(describe_choice(files, request))
     outputs = {name: output_of(name, files, request) for name in targets}
-    for output in outputs.values():
-        check_output(output, request.force)
+    with ExitStack() as locks:
+        for output in outputs.values():
+            check_output(output, request.force)
+            locks.enter_context(only_writer(output))
+            check_output(output, request.force)  # a process that had the lock may have finished in between
+        return _lower(request, targets, files, outputs, progress)
 
+
+def _lower(
+    request: LowerRequest,
+    targets: Mapping[str, Target],
+    files: CheckpointFiles,
+    outputs: Mapping[str, Path],
+    progress: Progress,
+) -> list[LowerResult]:
+    """`lower`, where nobody else writes to the outputs."""
     with progress.stage("read checkpoint") as stage:
         checkpoint = load_checkpoint(files, request.overrides)
         stage.detail(f"generation {checkpoint.spec.generation}, {format_size(files.model_bytes)}")
@@ -145,7 +160,8 @@ def load_target(name: str, request: LowerRequest) -> Target:
     Raises UsageError for a dtype or an option that it does not have (with several targets, an option is for those that
     have it), LoweringError if it cannot be lowered to here.
     """
-    module = importlib.import_module(f"nanochat_x.targets.{name}")
+    with ending_at_once():
+        module = importlib.import_module(f"nanochat_x.targets.{name}")
     if request.dtype not in module.DTYPES:
         raise UsageError(
             f"the target {name} has no {request.dtype}", remedy=f"choose --dtype {' or '.join(sorted(module.DTYPES))}"
