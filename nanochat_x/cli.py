@@ -21,6 +21,7 @@ from nanochat_x.cli_run import Integer, chat, forward, generate
 from nanochat_x.console import format_size, progress_on, tree_size
 from nanochat_x.errors import NanochatXError, UsageError
 from nanochat_x.find import SOURCE_FOLDERS
+from nanochat_x.interrupts import ending_at_once
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _complain(text: str, *, prefix: str = "nanochat_x: error: ") -> None:
+    if sys.stderr is None:  # closed by whoever started us; print would take standard output for it
+        return
     print(prefix + " ".join(text.split()), file=sys.stderr, flush=True)
 
 
@@ -163,8 +166,9 @@ def lower(
     from nanochat_x.overrides import parse_overrides
 
     overrides = parse_overrides(override_pairs)
-    from nanochat_x.lowering import LowerRequest
-    from nanochat_x.lowering import lower as run_lower
+    with ending_at_once():
+        from nanochat_x.lowering import LowerRequest
+        from nanochat_x.lowering import lower as run_lower
 
     request = LowerRequest(
         targets=tuple(PROGRAMS) if "all" in targets else tuple(dict.fromkeys(targets)), output=output,
@@ -201,7 +205,8 @@ def init(depth: int, output: Path | None, seed: int) -> None:
     nanochat_x init --depth 12                    -> the folder nanochat-d12
     nanochat_x lower --base-dir nanochat-d12
     """
-    from nanochat_x.initialize import write_random_checkpoint
+    with ending_at_once():
+        from nanochat_x.initialize import write_random_checkpoint
 
     folder = output if output is not None else Path(f"nanochat-d{depth}")
     write_random_checkpoint(depth, folder, seed=seed, progress=progress_on(sys.stdout))
@@ -232,16 +237,17 @@ def inspect(
             )
         from nanochat_x.manifest import describe_bundle
 
-        click.echo(describe_bundle(bundle))
+        _answer(describe_bundle(bundle))
         return
     from nanochat_x.overrides import parse_overrides
 
     overrides = parse_overrides(override_pairs)
-    from nanochat_x.checkpoint import choose_checkpoint, load_checkpoint
-    from nanochat_x.inspection import describe_checkpoint
+    with ending_at_once():
+        from nanochat_x.checkpoint import choose_checkpoint, load_checkpoint
+        from nanochat_x.inspection import describe_checkpoint
 
     files = choose_checkpoint(hf, source, model_tag, step, base_dir, tokenizer_dir)
-    click.echo(describe_checkpoint(load_checkpoint(files, overrides)))
+    _answer(describe_checkpoint(load_checkpoint(files, overrides)))
 
 
 @cli.command("build-runners")
@@ -261,6 +267,13 @@ def build_runners(tests: bool, werror: bool) -> None:
             f"{target}: "
             + (f"not built: {missing[target]}" if target in missing else str(program_of(target, build_dir)))
         )
+
+
+def _answer(text: str) -> None:
+    """Prints what a verb was asked for, and nothing less. Raises OSError where that cannot be done."""
+    if sys.stdout is None:  # click.echo would say nothing, and be content
+        raise OSError(errno.EBADF, "standard output is closed")
+    click.echo(text)
 
 
 def invocation() -> str:
