@@ -136,7 +136,7 @@ def _example_sizes(spec: ModelSpec, max_seq_len: int) -> Iterator[int]:
     """
     taken = {
         spec.n_layer, spec.n_head, spec.n_kv_head, spec.n_embd, spec.head_dim, spec.vocab_size, max_seq_len,
-        spec.n_head // spec.n_kv_head, spec.head_dim // 2, 4 * spec.n_embd, spec.gate_channels, spec.smear_channels,
+        spec.n_head // spec.n_kv_head, spec.head_dim // 2, spec.mlp_width, spec.gate_channels, spec.smear_channels,
         spec.n_kv_head * spec.head_dim,
     }  # fmt: skip
     return (size for size in _EXAMPLES if size not in taken)

@@ -8,6 +8,7 @@ What is read may come from anywhere: nothing of it is run, and what does not fit
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,26 @@ from types import MappingProxyType
 
 import torch
 
-from nanochat_x.errors import CheckpointError, TokenizerError
-from nanochat_x.find import CheckpointFiles, find_checkpoint
-from nanochat_x.generations import check_tensors, make_spec, tell_generation
+from nanochat_x.errors import CheckpointError, TokenizerError, UsageError
+from nanochat_x.find import HF_SOURCE, CheckpointFiles, find_checkpoint
+from nanochat_x.generations import CLASSIC, check_tensors, make_spec, tell_generation
+from nanochat_x.hf import find_hf_checkpoint, make_hf_spec, read_hf_weights
+from nanochat_x.hf_config import read_hf_config
+from nanochat_x.hf_tokenizer import read_hf_tokenizer
 from nanochat_x.model_config import read_meta
 from nanochat_x.overrides import apply_overrides, parse_overrides
 from nanochat_x.spec import ModelSpec
 from nanochat_x.tokenizer import TokenizerData, read_tokenizer
 from nanochat_x.torch_file import read_torch_file, sha256_of
 
-__all__ = ["Checkpoint", "CheckpointFiles", "find_checkpoint", "load_checkpoint", "parse_overrides"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointFiles",
+    "choose_checkpoint",
+    "find_checkpoint",
+    "load_checkpoint",
+    "parse_overrides",
+]
 
 _COMPILED_PREFIX = "_orig_mod."  # of every name, in a state dict taken from a compiled model
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -40,11 +51,31 @@ class Checkpoint:
     tokenizer: TokenizerData
     overrides: dict[str, str]
     notes: tuple[str, ...]  # a line for each constant that the file cannot tell, with the choice made
-    model_sha256: str
+    model_sha256: str  # of the model file; of shards: of the lines that `sha256sum` prints of them, by name
+
+
+def choose_checkpoint(
+    hf: Path | None,
+    source: str | None,
+    model_tag: str | None,
+    step: int | None,
+    base_dir: Path | None,
+    tokenizer_dir: Path | None,
+) -> CheckpointFiles:
+    """The files of the folder `hf` of transformers', or those that `find_checkpoint` chooses by the other five.
+
+    Raises UsageError if `hf` is not alone, CheckpointError for what is not there.
+    """
+    if hf is None:
+        return find_checkpoint(source, model_tag, step, base_dir, tokenizer_dir)
+    given = {"-i": source, "-g": model_tag, "-s": step, "--base-dir": base_dir, "--tokenizer": tokenizer_dir}
+    if others := [option for option, value in given.items() if value is not None]:
+        raise UsageError(f"--hf and {', '.join(others)} both choose a checkpoint", remedy="leave one of them out")
+    return find_hf_checkpoint(hf)
 
 
 def load_checkpoint(files: CheckpointFiles, overrides: Mapping[str, str] = MappingProxyType({})) -> Checkpoint:
-    """Reads and checks the files that `find_checkpoint` found.
+    """Reads and checks the files that `find_checkpoint`, or `hf.find_hf_checkpoint`, found.
 
     The model file is read through (CRC-32, finiteness, SHA-256) but stays memory-mapped: the process itself holds next
     to nothing of it.
@@ -52,6 +83,8 @@ def load_checkpoint(files: CheckpointFiles, overrides: Mapping[str, str] = Mappi
     Raises CheckpointError (TokenizerError) for files that cannot be read or trusted, or do not fit each other;
     UsageError for an override that this model does not heed.
     """
+    if files.source == HF_SOURCE:
+        return _load_hf(files, overrides)
     step, config = read_meta(files.meta)
     tokenizer = read_tokenizer(files.tokenizer_dir)
     if tokenizer.vocab_size != config.vocab_size:
@@ -66,7 +99,7 @@ def load_checkpoint(files: CheckpointFiles, overrides: Mapping[str, str] = Mappi
     generation = tell_generation(shapes, where)
     padded_vocab_size = check_tensors(generation, config, shapes, where)
     spec, notes = apply_overrides(make_spec(generation, config, padded_vocab_size), generation, config, overrides)
-    _check_finite(weights, files.model)
+    _check_finite(weights, files.model, "the training run diverged: take an earlier step with -s STEP")
     if step is not None and step != files.step:
         notes += (f"step = {files.step}, by the file's name: the meta file inside says {step}",)
     return Checkpoint(
@@ -78,6 +111,32 @@ def load_checkpoint(files: CheckpointFiles, overrides: Mapping[str, str] = Mappi
         notes=notes,
         model_sha256=sha256_of(files.model),
     )
+
+
+def _load_hf(files: CheckpointFiles, overrides: Mapping[str, str]) -> Checkpoint:
+    """`load_checkpoint` for a folder of transformers'."""
+    config = read_hf_config(files.meta)
+    tokenizer = read_hf_tokenizer(files.tokenizer_dir)
+    spec = make_hf_spec(config, tokenizer, files.tokenizer_dir)
+    weights = read_hf_weights(files, config)
+    spec, notes = apply_overrides(spec, CLASSIC, config.sizes, overrides)
+    _check_finite(weights, files.model, "the training run diverged, or the file is damaged: get another copy")
+    return Checkpoint(
+        files=files,
+        spec=spec,
+        weights=weights,
+        tokenizer=tokenizer,
+        overrides=dict(overrides),
+        notes=notes,
+        model_sha256=_sha256_of_all(files),
+    )
+
+
+def _sha256_of_all(files: CheckpointFiles) -> str:
+    if not files.shards:
+        return sha256_of(files.model)
+    lines = [f"{sha256_of(shard)}  {shard.name}\n" for shard in files.shards]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -109,14 +168,12 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _check_finite(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+def _check_finite(weights: Mapping[str, torch.Tensor], path: Path, remedy: str) -> None:
     for name, tensor in weights.items():
         low, high = torch.aminmax(tensor)  # one pass without a copy; NaN wins over any number
         if not (torch.isfinite(low) and torch.isfinite(high)):
             kind = "NaN" if torch.isnan(low) else "Inf"
-            raise CheckpointError(
-                f"{path}: {name} holds {kind}", remedy="the training run diverged: take an earlier step with -s STEP"
-            )
+            raise CheckpointError(f"{path}: {name} holds {kind}", remedy=remedy)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

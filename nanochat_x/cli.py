@@ -21,6 +21,7 @@ from nanochat_x.cli_run import Integer, chat, forward, generate
 from nanochat_x.console import format_size, progress_on, tree_size
 from nanochat_x.errors import NanochatXError, UsageError
 from nanochat_x.find import SOURCE_FOLDERS
+from nanochat_x.interrupts import ending_at_once
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _complain(text: str, *, prefix: str = "nanochat_x: error: ") -> None:
+    if sys.stderr is None:  # closed by whoever started us; print would take standard output for it
+        return
     print(prefix + " ".join(text.split()), file=sys.stderr, flush=True)
 
 
@@ -104,6 +107,8 @@ def checkpoint_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="nanochat's folder. Default: $NANOCHAT_BASE_DIR, else ~/.cache/nanochat."),
         click.option("--tokenizer", "tokenizer_dir", type=click.Path(path_type=Path), metavar="DIR",
                      help="Folder with tokenizer.pkl. Default: tokenizer in the base folder."),
+        click.option("--hf", type=click.Path(path_type=Path), metavar="DIR",
+                     help="A Hugging Face folder of a NanoChatForCausalLM, in the place of the options above."),
         click.option("--override", "override_pairs", multiple=True, metavar="KEY=VALUE",
                      help="A constant that the checkpoint's files do not tell, as softcap=20. Repeatable."),
     )  # fmt: skip
@@ -143,7 +148,8 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def lower(
     source: str | None, model_tag: str | None, step: int | None, base_dir: Path | None, tokenizer_dir: Path | None,
     override_pairs: tuple[str, ...], targets: tuple[str, ...], output: Path | None, dtype: str,
-    max_seq_len: int | None, no_cache: bool, force: bool, no_verify: bool, **options_of_targets: Any,
+    max_seq_len: int | None, no_cache: bool, force: bool, no_verify: bool, hf: Path | None,
+    **options_of_targets: Any,
 ) -> None:  # fmt: skip
     """Lower a checkpoint to a bundle for C++.
 
@@ -154,20 +160,22 @@ def lower(
     nanochat_x lower -i sft -g d20 --dtype bfloat16
     nanochat_x lower -i base --max-seq-len 4096 --march x86-64-v3 -o portable
     nanochat_x lower --target all -o bundles      one bundle for each target, from one capture
+    nanochat_x lower --hf nanochat-d20            a folder of transformers'
     nanochat_x lower --override softcap=20        trained from 2026-03-02 to 03-08
     """
     from nanochat_x.overrides import parse_overrides
 
     overrides = parse_overrides(override_pairs)
-    from nanochat_x.lowering import LowerRequest
-    from nanochat_x.lowering import lower as run_lower
+    with ending_at_once():
+        from nanochat_x.lowering import LowerRequest
+        from nanochat_x.lowering import lower as run_lower
 
     request = LowerRequest(
         targets=tuple(PROGRAMS) if "all" in targets else tuple(dict.fromkeys(targets)), output=output,
         source=source, model_tag=model_tag, step=step, base_dir=base_dir, tokenizer_dir=tokenizer_dir,
         dtype=dtype, max_seq_len=max_seq_len, cached=not no_cache,
         options={name: value for name, value in options_of_targets.items() if value is not None},
-        overrides=overrides, force=force, verify=not no_verify,
+        overrides=overrides, force=force, verify=not no_verify, hf=hf,
     )  # fmt: skip
     results = run_lower(request, progress_on(sys.stdout))
     click.echo()
@@ -197,7 +205,8 @@ def init(depth: int, output: Path | None, seed: int) -> None:
     nanochat_x init --depth 12                    -> the folder nanochat-d12
     nanochat_x lower --base-dir nanochat-d12
     """
-    from nanochat_x.initialize import write_random_checkpoint
+    with ending_at_once():
+        from nanochat_x.initialize import write_random_checkpoint
 
     folder = output if output is not None else Path(f"nanochat-d{depth}")
     write_random_checkpoint(depth, folder, seed=seed, progress=progress_on(sys.stdout))
@@ -210,7 +219,7 @@ def init(depth: int, output: Path | None, seed: int) -> None:
 @checkpoint_options
 def inspect(
     bundle: Path | None, source: str | None, model_tag: str | None, step: int | None, base_dir: Path | None,
-    tokenizer_dir: Path | None, override_pairs: tuple[str, ...],
+    tokenizer_dir: Path | None, override_pairs: tuple[str, ...], hf: Path | None,
 ) -> None:  # fmt: skip
     """Tell what is in a bundle or a checkpoint.
 
@@ -220,22 +229,25 @@ def inspect(
     nanochat_x inspect -i base -g d12 -s 1000
     """
     if bundle is not None:
-        if override_pairs or any(choice is not None for choice in (source, model_tag, step, base_dir, tokenizer_dir)):
+        if override_pairs or any(
+            choice is not None for choice in (source, model_tag, step, base_dir, tokenizer_dir, hf)
+        ):
             raise UsageError(
                 "a bundle's folder and options that choose a checkpoint were both given", remedy="leave one of them out"
             )
         from nanochat_x.manifest import describe_bundle
 
-        click.echo(describe_bundle(bundle))
+        _answer(describe_bundle(bundle))
         return
     from nanochat_x.overrides import parse_overrides
 
     overrides = parse_overrides(override_pairs)
-    from nanochat_x.checkpoint import find_checkpoint, load_checkpoint
-    from nanochat_x.inspection import describe_checkpoint
+    with ending_at_once():
+        from nanochat_x.checkpoint import choose_checkpoint, load_checkpoint
+        from nanochat_x.inspection import describe_checkpoint
 
-    files = find_checkpoint(source, model_tag, step, base_dir, tokenizer_dir)
-    click.echo(describe_checkpoint(load_checkpoint(files, overrides)))
+    files = choose_checkpoint(hf, source, model_tag, step, base_dir, tokenizer_dir)
+    _answer(describe_checkpoint(load_checkpoint(files, overrides)))
 
 
 @cli.command("build-runners")
@@ -255,6 +267,13 @@ def build_runners(tests: bool, werror: bool) -> None:
             f"{target}: "
             + (f"not built: {missing[target]}" if target in missing else str(program_of(target, build_dir)))
         )
+
+
+def _answer(text: str) -> None:
+    """Prints what a verb was asked for, and nothing less. Raises OSError where that cannot be done."""
+    if sys.stdout is None:  # click.echo would say nothing, and be content
+        raise OSError(errno.EBADF, "standard output is closed")
+    click.echo(text)
 
 
 def invocation() -> str:

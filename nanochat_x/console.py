@@ -115,8 +115,13 @@ class TerminalProgress:
         self._console.print(line, highlight=False)
 
 
-def progress_on(stream: TextIO) -> Progress:
-    """The form that fits the stream: drawn on a terminal, plain lines elsewhere (and where TERM is "dumb")."""
+def progress_on(stream: TextIO | None) -> Progress:
+    """The form that fits the stream: drawn on a terminal, plain lines elsewhere (and where TERM is "dumb").
+
+    None, a standard stream that is closed: nobody listens, and the work is done all the same.
+    """
+    if stream is None:
+        return Silent()
     if not stream.isatty():
         return PlainProgress(stream)
     from rich.console import Console

@@ -24,6 +24,9 @@ SOURCE_FOLDERS = {
     "rl": "chatrl_checkpoints",
 }
 
+#: The source of a folder that transformers wrote; `hf` finds and reads those.
+HF_SOURCE = "hf"
+
 #: The small model inside this package, laid out like a base folder of its own.
 DEMO_FOLDER = Path(__file__).parent / "demo"
 
@@ -33,15 +36,26 @@ _LISTED = 8  # an error lists no more of what exists than this
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """Where one checkpoint's files are; `source` is base, mid, sft, rl or demo."""
+    """Where one checkpoint's files are; `source` is base, mid, sft, rl, demo or hf."""
 
     source: str
     tag: str
-    step: int
+    step: int | None  # None: a folder of transformers', which knows no steps
     model: Path
     meta: Path
     tokenizer_dir: Path
     is_demo: bool
+    shards: tuple[Path, ...] = ()  # the files of the weights where `model` is but their index
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """The files that hold the weights."""
+        return self.shards or (self.model,)
+
+    @property
+    def model_bytes(self) -> int:
+        """Size of the weights' files together."""
+        return sum(file.stat().st_size for file in self.weight_files)
 
 
 def find_checkpoint(

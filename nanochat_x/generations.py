@@ -17,6 +17,7 @@ Shape = tuple[int, ...]
 
 _PAD_TO = 64  # nanochat pads the vocabulary's rows to a multiple of this, from 2025-12-09 on
 _SMEAR_CHANNELS = 24
+_MLP_FACTOR = 4  # an MLP is so many times as wide as the model
 _LISTED = 3  # an error names no more tensors of a kind than this
 _REMEDY = "nanochat_x reads the generations of docs/generations.md; is the meta file this model's own?"
 
@@ -31,6 +32,9 @@ class Generation:
     rope_table_dtype: RopeTableDtype = "bfloat16"
     softcap: float = 15.0
     qk_scale: float = 1.0
+    # What torch's rms_norm takes by default: float32's machine epsilon, for bfloat16 and float16 too (measured on torch
+    # 2.13; its documentation names the epsilon of the input's dtype).
+    norm_eps: float = 2.0**-23
     lambdas: bool = True
     gate_scale: float = 0.0
     gate_channels: int = 0
@@ -100,8 +104,11 @@ def value_embed_layers(generation: Generation, n_layer: int) -> tuple[int, ...]:
     return tuple(range((n_layer - 1) % 2, n_layer, 2)) if generation.gate_channels else ()
 
 
-def expected_shapes(generation: Generation, config: ModelConfig, rows: int) -> dict[str, Shape]:
-    """Name -> shape of every tensor of such a model; `rows` is the padded vocabulary."""
+def expected_shapes(
+    generation: Generation, config: ModelConfig, rows: int, mlp_width: int | None = None
+) -> dict[str, Shape]:
+    """Name -> shape of every tensor of such a model; `rows` is the padded vocabulary, `mlp_width` None nanochat's."""
+    inside = mlp_width if mlp_width is not None else _MLP_FACTOR * config.n_embd
     width, kv_width = config.n_embd, config.n_kv_head * config.head_dim
     shapes: dict[str, Shape] = {"transformer.wte.weight": (rows, width), "lm_head.weight": (rows, width)}
     for i in range(config.n_layer):
@@ -110,8 +117,8 @@ def expected_shapes(generation: Generation, config: ModelConfig, rows: int) -> d
         shapes[f"{layer}.attn.c_k.weight"] = (kv_width, width)
         shapes[f"{layer}.attn.c_v.weight"] = (kv_width, width)
         shapes[f"{layer}.attn.c_proj.weight"] = (width, width)
-        shapes[f"{layer}.mlp.c_fc.weight"] = (4 * width, width)
-        shapes[f"{layer}.mlp.c_proj.weight"] = (width, 4 * width)
+        shapes[f"{layer}.mlp.c_fc.weight"] = (inside, width)
+        shapes[f"{layer}.mlp.c_proj.weight"] = (width, inside)
     if generation.lambdas:
         shapes["resid_lambdas"] = shapes["x0_lambdas"] = (config.n_layer,)
     for i in value_embed_layers(generation, config.n_layer):
@@ -147,6 +154,18 @@ def check_tensors(generation: Generation, config: ModelConfig, shapes: Mapping[s
         )
     rows = _vocabulary_rows(config, shapes)
     expected = expected_shapes(generation, config, rows)
+    problems = compare_shapes(expected, shapes)
+    if problems:
+        raise CheckpointError(
+            f"{where}: the tensors are not those of generation {generation.name} ({generation.letter}) with this "
+            f"model_config: {problems}",
+            remedy=_REMEDY,
+        )
+    return rows
+
+
+def compare_shapes(expected: Mapping[str, Shape], shapes: Mapping[str, Shape]) -> str:
+    """What is missing, unknown and misshapen among `shapes`, fit for an error's line; empty: nothing."""
     problems = _listed("missing", [name for name in expected if name not in shapes])
     problems += _listed("unknown", sorted(name for name in shapes if name not in expected))
     problems += _listed(
@@ -157,13 +176,7 @@ def check_tensors(generation: Generation, config: ModelConfig, shapes: Mapping[s
             if shapes.get(name, shape) != shape
         ],
     )
-    if problems:
-        raise CheckpointError(
-            f"{where}: the tensors are not those of generation {generation.name} ({generation.letter}) with this "
-            f"model_config: {'; '.join(problems)}",
-            remedy=_REMEDY,
-        )
-    return rows
+    return "; ".join(problems)
 
 
 def make_spec(generation: Generation, config: ModelConfig, padded_vocab_size: int) -> ModelSpec:
@@ -179,10 +192,12 @@ def make_spec(generation: Generation, config: ModelConfig, padded_vocab_size: in
         n_head=config.n_head,
         n_kv_head=config.n_kv_head,
         n_embd=config.n_embd,
+        mlp_width=_MLP_FACTOR * config.n_embd,
         windows=layer_windows(pattern, short, config) if generation.lambdas else (None,) * config.n_layer,
         rotary_base=generation.rotary_base,
         rope_table_dtype=generation.rope_table_dtype,
         softcap=generation.softcap,
+        norm_eps=generation.norm_eps,
         qk_scale=generation.qk_scale,
         lambdas=generation.lambdas,
         value_embed_layers=value_embed_layers(generation, config.n_layer),
@@ -204,11 +219,15 @@ def layer_windows(pattern: str, short_window: int, config: ModelConfig) -> tuple
     return tuple(window[letter] for letter in layer_letters(pattern, config.n_layer))
 
 
+def padded_rows(vocab_size: int) -> int:
+    """Rows of a vocabulary's tables where nanochat pads them."""
+    return -(-vocab_size // _PAD_TO) * _PAD_TO
+
+
 def _vocabulary_rows(config: ModelConfig, shapes: Mapping[str, Shape]) -> int:
     """Rows of wte where nanochat could have made it so many, else the number that it would make."""
-    padded = -(-config.vocab_size // _PAD_TO) * _PAD_TO
     rows = shapes.get("transformer.wte.weight", ())[:1]
-    return config.vocab_size if rows == (config.vocab_size,) else padded
+    return config.vocab_size if rows == (config.vocab_size,) else padded_rows(config.vocab_size)
 
 
 def _listed(kind: str, names: list[str]) -> list[str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
-from nanochat_x.checkpoint import Checkpoint
+from nanochat_x.checkpoint import Checkpoint, CheckpointFiles
 from nanochat_x.console import format_size
+from nanochat_x.find import HF_SOURCE
+from nanochat_x.hf_config import ARCHITECTURE
 from nanochat_x.spec import GENERATIONS, ModelSpec
 
 
@@ -18,12 +21,12 @@ def describe_checkpoint(checkpoint: Checkpoint) -> str:
     letter = "ABCDE"[GENERATIONS.index(spec.generation)]
     shipped = " (shipped with nanochat_x)" if files.is_demo else ""
     rows = [
-        ("checkpoint", f"source {files.source}, tag {files.tag}, step {files.step}{shipped}"),
-        ("model file", f"{files.model} ({format_size(files.model.stat().st_size)})"),
+        ("checkpoint", _origin(checkpoint) + shipped),
+        ("model file", f"{files.model} ({format_size(files.model_bytes)}{_shards(files)})"),
         ("sha256", checkpoint.model_sha256),
         ("generation", f"{spec.generation} ({letter} of docs/generations.md)"),
         ("layers", f"{spec.n_layer}"),
-        ("width", f"{spec.n_embd}: {spec.n_head} heads of {spec.head_dim}, {spec.n_kv_head} KV heads"),
+        ("width", f"{spec.n_embd}: {_heads(spec)}; MLPs of {spec.mlp_width}"),
         ("vocabulary", f"{spec.vocab_size} tokens{_padding(spec)}"),
         ("sequence length", f"{spec.sequence_len} tokens"),
         ("windows", _windows(spec)),
@@ -31,11 +34,30 @@ def describe_checkpoint(checkpoint: Checkpoint) -> str:
         ("constants", _constants(spec)),
         ("value embeddings", _value_embeddings(spec)),
         ("smear and backout", _smear(spec)),
-        ("tokenizer", f"{files.tokenizer_dir / 'tokenizer.pkl'}, split pattern {checkpoint.tokenizer.pattern}"),
+        ("tokenizer", f"{_tokenizer_file(files)}, split pattern {checkpoint.tokenizer.pattern}"),
         *(("note", note) for note in checkpoint.notes),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _origin(checkpoint: Checkpoint) -> str:
+    files = checkpoint.files
+    if files.source == HF_SOURCE:
+        return f"source {files.source}, {ARCHITECTURE}"
+    return f"source {files.source}, tag {files.tag}, step {files.step}"
+
+
+def _shards(files: CheckpointFiles) -> str:
+    return f" in {len(files.shards)} shards" if files.shards else ""
+
+
+def _tokenizer_file(files: CheckpointFiles) -> Path:
+    return files.tokenizer_dir / ("tokenizer.json" if files.source == HF_SOURCE else "tokenizer.pkl")
+
+
+def _heads(spec: ModelSpec) -> str:
+    return f"{spec.n_head} heads of {spec.head_dim}, {spec.n_kv_head} KV heads"
 
 
 def _padding(spec: ModelSpec) -> str:
@@ -65,9 +87,10 @@ def _millions(number: int) -> str:
 
 
 def _constants(spec: ModelSpec) -> str:
+    softcap = "none" if spec.softcap is None else f"{spec.softcap:g}"
     return (
-        f"softcap {spec.softcap:g}, rotary_base {spec.rotary_base:g}, rope_table_dtype {spec.rope_table_dtype},"
-        f" qk_scale {spec.qk_scale:g}"
+        f"softcap {softcap}, rotary_base {spec.rotary_base:g}, rope_table_dtype {spec.rope_table_dtype},"
+        f" qk_scale {spec.qk_scale:g}, norm_eps {spec.norm_eps:g}"
     )
 
 

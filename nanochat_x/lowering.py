@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,17 @@ from nanochat_x import __version__
 from nanochat_x.build import ensure_built
 from nanochat_x.bundle import TOKENIZER, WEIGHTS, list_files, write_manifest
 from nanochat_x.capture import Captured, capture, describe_contract
-from nanochat_x.checkpoint import Checkpoint, CheckpointFiles, find_checkpoint, load_checkpoint
+from nanochat_x.checkpoint import Checkpoint, CheckpointFiles, choose_checkpoint, load_checkpoint
 from nanochat_x.console import Progress, format_size
 from nanochat_x.errors import BundleError, UsageError
+from nanochat_x.find import HF_SOURCE
+from nanochat_x.hf_config import ARCHITECTURE
+from nanochat_x.interrupts import ending_at_once
 from nanochat_x.manifest import SCHEMA_VERSION, is_bundle
 from nanochat_x.model import GPT, prepare_weights
 from nanochat_x.runner import Runner
 from nanochat_x.safetensors_file import write_safetensors
-from nanochat_x.staging import staged_folder
+from nanochat_x.staging import only_writer, staged_folder
 from nanochat_x.target import Lowered, Machine, Target
 from nanochat_x.verification import verify
 
@@ -49,6 +53,7 @@ class LowerRequest:
     overrides: dict[str, str]
     force: bool
     verify: bool
+    hf: Path | None = None  # a folder of transformers' in the place of the five that choose a checkpoint
 
 
 @dataclass(frozen=True)
@@ -76,15 +81,30 @@ def lower(request: LowerRequest, progress: Progress) -> list[LowerResult]:
     were finished before stay).
     """
     targets = {name: load_target(name, request) for name in request.targets}
-    files = find_checkpoint(request.source, request.model_tag, request.step, request.base_dir, request.tokenizer_dir)
+    files = choose_checkpoint(
+        request.hf, request.source, request.model_tag, request.step, request.base_dir, request.tokenizer_dir
+    )
     progress.note(describe_choice(files, request))
     outputs = {name: output_of(name, files, request) for name in targets}
-    for output in outputs.values():
-        check_output(output, request.force)
+    with ExitStack() as locks:
+        for output in outputs.values():
+            check_output(output, request.force)
+            locks.enter_context(only_writer(output))
+            check_output(output, request.force)  # a process that had the lock may have finished in between
+        return _lower(request, targets, files, outputs, progress)
 
+
+def _lower(
+    request: LowerRequest,
+    targets: Mapping[str, Target],
+    files: CheckpointFiles,
+    outputs: Mapping[str, Path],
+    progress: Progress,
+) -> list[LowerResult]:
+    """`lower`, where nobody else writes to the outputs."""
     with progress.stage("read checkpoint") as stage:
         checkpoint = load_checkpoint(files, request.overrides)
-        stage.detail(f"generation {checkpoint.spec.generation}, {format_size(files.model.stat().st_size)}")
+        stage.detail(f"generation {checkpoint.spec.generation}, {format_size(files.model_bytes)}")
     for note in checkpoint.notes:
         progress.note(f"  {note}")
 
@@ -140,7 +160,8 @@ def load_target(name: str, request: LowerRequest) -> Target:
     Raises UsageError for a dtype or an option that it does not have (with several targets, an option is for those that
     have it), LoweringError if it cannot be lowered to here.
     """
-    module = importlib.import_module(f"nanochat_x.targets.{name}")
+    with ending_at_once():
+        module = importlib.import_module(f"nanochat_x.targets.{name}")
     if request.dtype not in module.DTYPES:
         raise UsageError(
             f"the target {name} has no {request.dtype}", remedy=f"choose --dtype {' or '.join(sorted(module.DTYPES))}"
@@ -158,6 +179,8 @@ def describe_choice(files: CheckpointFiles, request: LowerRequest) -> str:
     if files.is_demo:
         why = "" if request.source == "demo" else " (no nanochat folder found; -i, --base-dir choose another)"
         return f"checkpoint: the demo model that comes with nanochat_x{why}"
+    if files.source == HF_SOURCE:
+        return f"checkpoint: {ARCHITECTURE} in {files.meta.parent}"
     return f"checkpoint: {files.source} {files.tag} step {files.step} ({files.model.parent})"
 
 

@@ -107,7 +107,7 @@ def _describe(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         f"model       generation {model['generation']}: {model['n_layer']} layers, width {model['n_embd']}, "
         f"{model['n_head']} heads over {model['n_kv_head']} KV heads, vocabulary {model['vocab_size']}, "
         f"trained on {model['sequence_len']} tokens",
-        f"checkpoint  {checkpoint['source']} {checkpoint['tag']} step {checkpoint['step']}",
+        f"checkpoint  {checkpoint['source']} {checkpoint['tag']}{_step(checkpoint['step'])}",
         *(f"            {note}" for note in checkpoint.get("notes", [])),
         f"machine     {_describe_machine(machine, manifest['target'])}",
         f"verified    {_describe_verification(manifest.get('verification'))}",
@@ -129,6 +129,10 @@ def _describe_machine(machine: Mapping[str, Any], target: str) -> str:
     if machine.get("cpu_features"):
         needs.append(f"a CPU with {' '.join(machine['cpu_features'])}")
     return ", ".join(filter(None, needs)) or "any"
+
+
+def _step(step: int | None) -> str:
+    return "" if step is None else f" step {step}"
 
 
 def _describe_verification(verification: Mapping[str, Any] | None) -> str:

@@ -27,10 +27,6 @@ from torch import Tensor, nn
 
 from nanochat_x.spec import ModelSpec
 
-#: What torch's rms_norm adds to the mean square by default: float32's machine epsilon, for bfloat16 and float16 too
-#: (measured on torch 2.13; its documentation names the epsilon of the input's dtype).
-NORM_EPS = torch.finfo(torch.float32).eps
-
 
 class KVCache(NamedTuple):
     """Keys and values of earlier tokens, as a call gets them."""
@@ -88,12 +84,12 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """c_proj(relu(c_fc(x))^2), four times as wide inside."""
+    """c_proj(relu(c_fc(x))^2)."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.c_fc = Linear(spec.n_embd, 4 * spec.n_embd)
-        self.c_proj = Linear(4 * spec.n_embd, spec.n_embd)
+        self.c_fc = Linear(spec.n_embd, spec.mlp_width)
+        self.c_proj = Linear(spec.mlp_width, spec.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.c_proj(F.relu(self.c_fc(x)).square())
@@ -202,13 +198,14 @@ class GPT(nn.Module):
             x = x - self.backout_lambda[0] * x_mid
         logits = self.lm_head(self._norm(x))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logits = spec.softcap * torch.tanh(logits / spec.softcap)
+        if spec.softcap is not None:
+            logits = spec.softcap * torch.tanh(logits / spec.softcap)
         return logits, torch.stack(new_k), torch.stack(new_v)
 
     def _norm(self, x: Tensor) -> Tensor:
         # F.rms_norm spelled out: its kernel's layout check makes torch.export guard against sequences of length 1
         y = x.to(torch.promote_types(x.dtype, torch.float32))
-        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + NORM_EPS)).to(x.dtype)
+        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.spec.norm_eps)).to(x.dtype)
 
     def _embed(self, ids: Tensor, prev_ids: Tensor | None, positions: Tensor) -> Tensor:
         """Normed token embeddings [B, T, C]; smeared with the token before, where there is one."""

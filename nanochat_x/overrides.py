@@ -10,6 +10,7 @@ from typing import Any
 from nanochat_x.errors import UsageError
 from nanochat_x.generations import CLASSIC, VALUE_EMBEDS, Generation, layer_letters, layer_windows
 from nanochat_x.model_config import ModelConfig, is_window_pattern
+from nanochat_x.quoting import quoted
 from nanochat_x.spec import ModelSpec
 
 _TABLE_DTYPES = ("bfloat16", "float32", "compute")
@@ -54,7 +55,7 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
         if not equals:
             raise UsageError(f"override {pair!r} is not KEY=VALUE", remedy="for instance softcap=20")
         if key in overrides:
-            raise UsageError(f"override {key} is given twice", remedy="give it once")
+            raise UsageError(f"override {quoted(key)} is given twice", remedy="give it once")
         overrides[key] = value
     _check(overrides)
     return overrides

@@ -27,10 +27,12 @@ class ModelSpec:
     n_head: int
     n_kv_head: int
     n_embd: int
+    mlp_width: int  # columns inside an MLP
     windows: tuple[int | None, ...]  # one a layer
     rotary_base: float
     rope_table_dtype: RopeTableDtype  # "compute": the tables are kept in the dtype of the computation
-    softcap: float  # logits = softcap * tanh(logits / softcap)
+    softcap: float | None  # logits = softcap * tanh(logits / softcap); None: left as they are
+    norm_eps: float  # added to the mean square in every norm
     qk_scale: float  # q and k are multiplied by it after their norm
     lambdas: bool  # x = resid_lambdas[i] * x + x0_lambdas[i] * x0 before layer i
     value_embed_layers: tuple[int, ...]  # layers whose values get a gated value embedding

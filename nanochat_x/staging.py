@@ -11,6 +11,39 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from nanochat_x.errors import BundleError
+
+
+@contextmanager
+def only_writer(target: Path) -> Iterator[None]:
+    """While the block runs, no other process gets into a block for the same `target`.
+
+    The lock is the operating system's, on a hidden file beside `target`: it ends with the process, however that ends.
+    The file goes at the end of the block, and so do parents that were made for it and hold nothing else. Raises
+    BundleError at once if another process is in its block, OSError from the file system.
+    """
+    made_parents = [parent for parent in target.parents if not parent.exists()]  # innermost first
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.parent / f".{target.name}.lock"
+    try:
+        with FileLock(path, timeout=0):
+            try:
+                yield
+            finally:
+                # While it is still held: who waits for it opens the file anew. Windows keeps a file that is open.
+                with suppress(OSError):
+                    path.unlink()
+    except Timeout:
+        raise BundleError(
+            f"{target} is being written by another process", remedy="wait for that, or choose another --output"
+        ) from None
+    finally:
+        for parent in made_parents:
+            with suppress(OSError):  # what was written for is in it
+                parent.rmdir()
+
 
 @contextmanager
 def staged_folder(target: Path, replace: Callable[[Path], bool] | None = None) -> Iterator[Path]:

@@ -340,10 +340,13 @@ def test_inspect_says_everything() -> None:
     lines = dict(line.split("  ", 1) for line in text.splitlines() if not line.startswith("note"))
     assert lines["checkpoint"].strip() == "source sft, tag d4, step 30"
     assert lines["generation"].strip() == "value-embeds (C of docs/generations.md)"
-    assert lines["width"].strip() == "48: 4 heads of 12, 2 KV heads"
+    assert lines["width"].strip() == "48: 4 heads of 12, 2 KV heads; MLPs of 192"
     assert lines["vocabulary"].strip() == "272 tokens, rows padded to 320"
     assert lines["windows"].strip() == "64 64 64 256 tokens back, by layer"
-    assert lines["constants"].strip() == "softcap 15, rotary_base 10000, rope_table_dtype bfloat16, qk_scale 1"
+    assert (
+        lines["constants"].strip()
+        == "softcap 15, rotary_base 10000, rope_table_dtype bfloat16, qk_scale 1, norm_eps 1.19209e-07"
+    )
     assert lines["value embeddings"].strip() == "layers 1, 3; gate_scale 2, 32 gate channels"
     assert sum(line.startswith("note") for line in text.splitlines()) == 3
     classic = describe_checkpoint(load(GENERATIONS / "2025-12-classic"))

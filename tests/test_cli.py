@@ -17,6 +17,7 @@ import pytest
 from nanochat_x import cli, cli_run
 from nanochat_x.cli import main
 from nanochat_x.errors import RunnerError
+from nanochat_x.interrupts import ending_at_once
 
 VERBS = ("lower", "init", "inspect", "build-runners", "forward", "generate", "chat")
 
@@ -226,6 +227,86 @@ __main__.run()
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (code, stderr)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "stderr"),
+    [(signal.SIGINT, 130, "nanochat_x: interrupted\n"), (signal.SIGTERM, 143, ""), (signal.SIGHUP, 129, "")],
+)
+@pytest.mark.parametrize("swallow", ["pass", "raise ImportError('numpy is broken')"])
+def test_a_signal_while_modules_are_imported(swallow: str, number: int, code: int, stderr: str, tmp_path: Path) -> None:
+    """A module may do as it likes with an exception that comes while it is imported; some do."""
+    (tmp_path / "torch.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(tmp_path / 'importing')!r}).touch()\n"
+        f"try:\n    time.sleep(60)\nexcept BaseException:\n    {swallow}\n"
+    )
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv = ['nanochat_x', 'inspect'];"
+        "from nanochat_x.__main__ import run; run()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "importing").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (code, "", stderr)
+
+
+def test_handlers_are_put_back_after_an_import() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    with ending_at_once():
+        assert signal.getsignal(signal.SIGINT) is not before[signal.SIGINT]
+    assert {number: signal.getsignal(number) for number in before} == before
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with ending_at_once():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before[signal.SIGHUP])
+
+
+# --- standard streams that are closed
+
+
+@pytest.mark.parametrize(
+    ("line", "closed", "code", "said"),
+    [
+        ("init --depth 1 -o model", ">&-", 0, ""),
+        ("init --depth 1 -o model", ">&- 2>&-", 0, ""),
+        ("init --depth 1 -o model", "2>&-", 0, "model:"),
+        ("inspect -i demo", ">&-", 2, "nanochat_x: error: standard output is closed\n"),
+        ("inspect -i demo", "2>&-", 0, "source demo"),
+        ("inspect -i demo", "<&-", 0, "source demo"),
+        ("inspect -i demo", ">/dev/full", 2, "nanochat_x: error: No space left on device; free some space"),
+        ("inspect -i nope", "2>&-", 2, ""),
+        ("inspect -i nope", ">&-", 2, "nanochat_x: error: "),
+        ("lower --bogus", ">&- 2>&-", 2, ""),
+        ("chat nowhere", "2>&-", 2, ""),
+        ("chat nowhere", "<&- >&-", 2, "nanochat_x: error: no bundle at nowhere"),
+    ],
+)
+def test_exit_codes_with_closed_streams(line: str, closed: str, code: int, said: str, tmp_path: Path) -> None:
+    command = f"{shlex.quote(sys.executable)} -m nanochat_x {line} {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr
+    if not said:
+        assert done.stdout + done.stderr == ""
+
+
+def test_a_closed_stream_leaves_no_number_to_files(tmp_path: Path) -> None:
+    """What is printed must not land in a file that was opened in the stream's place."""
+    program = (
+        "import sys; from nanochat_x import __main__, cli\n"
+        f"cli.main = lambda arguments: print(open({str(tmp_path / 'file')!r}, 'w').fileno(), file=sys.stderr) or 0\n"
+        "__main__.run()"
+    )
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} <&- >&-"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert int(done.stderr) > 2
 
 
 # --- what is handed over

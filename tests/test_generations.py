@@ -70,7 +70,9 @@ COMMON = {
     "n_head": 4,
     "n_kv_head": 2,
     "n_embd": 32,
+    "mlp_width": 128,
     "softcap": 15.0,
+    "norm_eps": 2.0**-23,
 }
 NO_VALUE_EMBEDS = {"value_embed_layers": (), "gate_scale": 0.0, "gate_channels": 0}
 NO_SMEAR = {"smear_channels": 0, "backout_layer": None}

@@ -11,13 +11,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from bundles import run_cli
 from models import GENERATIONS, MAX_SEQ_LEN
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -30,7 +32,7 @@ from nanochat_x.errors import BundleError, LoweringError, ParityError, UsageErro
 from nanochat_x.lowering import LowerRequest, lower
 from nanochat_x.manifest import check_files, describe_bundle, read_manifest, sha256
 from nanochat_x.safetensors_file import write_safetensors
-from nanochat_x.staging import staged_folder
+from nanochat_x.staging import only_writer, staged_folder
 from nanochat_x.target import Lowered, Machine
 
 NAME = "2026-01-lambdas"
@@ -241,6 +243,69 @@ def test_interrupt_while_compiling(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert stderr.strip() == "nanochat_x: interrupted"
     assert list(tmp_path.iterdir()) == []
+
+
+HOLD = """
+import os, signal, sys, time
+from pathlib import Path
+from nanochat_x.staging import only_writer
+with only_writer(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def another_process_writes(output: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process holds the lock of an output."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(output)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "locked\n"
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_second_lower_learns_it_at_its_start(
+    request_to: LowerRequest, use_target: Callable[[StubTarget], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_target(StubTarget())
+    assert request_to.output is not None
+    with another_process_writes(request_to.output) as process:
+        monkeypatch.setattr(lowering, "load_checkpoint", None)  # nothing is read before
+        with pytest.raises(BundleError, match="out is being written by another process; wait for that, or choose"):
+            lower(request_to, Silent())
+        with pytest.raises(BundleError, match="is being written by another process"):
+            lower(replace(request_to, force=True), Silent())
+        monkeypatch.undo()
+        use_target(StubTarget())
+        lower(replace(request_to, output=tmp_path / "other"), Silent())  # another output is free
+        process.kill()  # as kill -9: its lock file stays, its lock does not
+        process.wait()
+    assert (tmp_path / ".out.lock").exists()
+    lower(request_to, Silent())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+def test_a_second_lower_on_the_command_line(tmp_path: Path) -> None:
+    with another_process_writes(tmp_path / "a" / "out"):
+        done = run_cli("lower", "--base-dir", GENERATIONS / NAME, "--no-verify", "-o", tmp_path / "a" / "out")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"nanochat_x: error: {tmp_path}/a/out is being written by another process; wait for that, "
+        "or choose another --output\n"
+    )
+
+
+def test_the_lock_takes_its_folders_along(tmp_path: Path) -> None:
+    with only_writer(tmp_path / "a" / "b" / "out"):
+        assert (tmp_path / "a" / "b" / ".out.lock").exists()
+    assert list(tmp_path.iterdir()) == []
+    with only_writer(tmp_path / "a" / "b" / "out"):
+        (tmp_path / "a" / "b" / "out").mkdir()
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["out"]
 
 
 def test_weights_as_others_read_them(tmp_path: Path) -> None:

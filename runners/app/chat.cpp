@@ -47,11 +47,8 @@ int run_chat(const ChatCommand& command) {
 
   NanoChat model(command.model.bundle, command.model.backend);
   if (command.prompt) return run_prompt(model, *command.prompt, command.generate);
-  if (command.script) {
-    run_script(model, *command.script, script, command.generate, command.json);
-  } else {
-    run_interactive(model, command.generate);
-  }
+  if (command.script) return run_script(model, *command.script, script, command.generate, command.json);
+  run_interactive(model, command.generate);
   return 0;
 }
 

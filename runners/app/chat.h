@@ -17,9 +17,10 @@ Generation write_reply(NanoChat& model, const Conversation& conversation, const 
 /// The user's texts of each conversation of a script: a JSON list of lists of strings. Throws Error.
 std::vector<std::vector<std::string>> read_script(const std::filesystem::path& file);
 /// Answers a script in order. `json`: one line, per conversation a list of turns {"user", "prompt_ids", "new_ids",
-/// "sampled_mask", "text"}; else a transcript to read.
-void run_script(NanoChat& model, const std::filesystem::path& file,
-                const std::vector<std::vector<std::string>>& conversations, const GenerateOptions& options, bool json);
+/// "sampled_mask", "text"}; else a transcript to read. Ctrl-C
+/// ends it. An error or Ctrl-C leaves the finished turns in that line. Returns the exit code; throws Error.
+int run_script(NanoChat& model, const std::filesystem::path& file,
+               const std::vector<std::vector<std::string>>& conversations, GenerateOptions options, bool json);
 
 /// Talks with the user at standard input until its end.
 void run_interactive(NanoChat& model, GenerateOptions options);

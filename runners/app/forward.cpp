@@ -8,6 +8,7 @@
 #include "nanochat_x/nanochat.h"
 #include "nanochat_x/safetensors.h"
 #include "options.h"
+#include "process.h"
 
 namespace nanochat_x::app {
 namespace {
@@ -115,7 +116,7 @@ void check_output(const ForwardOptions& options) {
   }
 }
 
-void run_forward(const ForwardOptions& options) {
+int run_forward(const ForwardOptions& options) {
   const std::vector<std::int64_t> chunks =
       options.chunks.empty() ? std::vector<std::int64_t>{} : parse_integers(options.chunks, "--chunks", 1);
   check_output(options);
@@ -137,7 +138,9 @@ void run_forward(const ForwardOptions& options) {
                        .shape = {batch.rows, batch.length, model.manifest().vocab_size},
                        .data = std::as_bytes(std::span(values))});
   }
-  write_safetensors(options.output, tensors);
+  // Until here nothing is there to be cleaned up, and a signal ends the program.
+  const CatchInterrupt interrupt(true);
+  return write_safetensors(options.output, tensors, interrupt.flag()) ? 0 : tell_caught_signal();
 }
 
 }  // namespace
@@ -156,10 +159,7 @@ void add_forward(CLI::App& app, int& exit_code) {
   verb->add_option("--chunks", options->chunks,
                    "Feed through the cache in pieces of these sizes (1,7,...), repeated to the end; default: at once")
       ->excludes(no_cache);
-  verb->callback([options, &exit_code] {
-    run_forward(*options);
-    exit_code = 0;
-  });
+  verb->callback([options, &exit_code] { exit_code = run_forward(*options); });
 }
 
 }  // namespace nanochat_x::app

@@ -103,8 +103,7 @@ void add_generate(CLI::App& app, int& exit_code) {
   verb->add_option("--prompt-ids", command->prompt_ids, "Token ids to continue, as 1,2,3; taken as they are")
       ->excludes(prompt);
   add_sampling_options(*verb, command->generate);
-  verb->add_option("-n,--num-samples", command->generate.num_samples, "Continuations of the one prompt")
-      ->capture_default_str();
+  add_num_samples(*verb, command->generate);
   verb->add_flag("--raw", command->generate.raw, "Neither stop tokens nor the calculator");
   verb->add_flag("--json", command->json, "One JSON object: samples (ids, mask, text, stop) and timing in seconds");
   verb->callback([command, &exit_code] { exit_code = run_generate(*command); });

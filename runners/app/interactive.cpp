@@ -52,12 +52,24 @@ void tell_full(const Manifest& manifest) {
             " tokens is full: type 'clear' to begin a new conversation.]\n");
 }
 
+void tell_too_long(std::ptrdiff_t tokens, const Manifest& manifest) {
+  write_out("[That message takes " + std::to_string(tokens) + " tokens, more than the whole context of " +
+            std::to_string(manifest.max_seq_len) +
+            ": shorten it, or lower the model again with a larger --max-seq-len.]\n");
+}
+
 // One turn. A message that does not fit, or whose reply was ended before its first token, leaves the conversation as it
 // was.
 void turn(NanoChat& model, Conversation& conversation, const std::string& line, GenerateOptions& options) {
   Conversation longer = conversation;
   longer.add_user(line);
-  if (std::ssize(longer.ids()) > model.manifest().max_seq_len) return tell_full(model.manifest());
+  if (std::ssize(longer.ids()) > model.manifest().max_seq_len) {
+    Conversation alone(model.tokenizer());
+    alone.add_user(line);
+    const std::ptrdiff_t tokens = std::ssize(alone.ids());
+    return tokens > model.manifest().max_seq_len ? tell_too_long(tokens, model.manifest())
+                                                 : tell_full(model.manifest());
+  }
   const CatchInterrupt interrupt;
   options.interrupt = interrupt.flag();
   write_out("\nAssistant: ");

@@ -23,7 +23,10 @@ void add_model_options(CLI::App& verb, ModelOptions& options);
 /// --max-tokens, --temperature, --top-k, --top-p, --seed.
 void add_sampling_options(CLI::App& verb, GenerateOptions& options);
 
-/// "1,2,3" as integers, each at least `least`. Throws Error naming `option`.
+/// --num-samples.
+void add_num_samples(CLI::App& verb, GenerateOptions& options);
+
+/// "1,2,3" as integers, each at least `least` (0 or more). Throws Error naming `option`.
 std::vector<std::int64_t> parse_integers(std::string_view text, const std::string& option, std::int64_t least);
 /// Throws Error naming `what` if `text` is not UTF-8.
 void check_utf8(std::string_view text, const std::string& what);

@@ -1,6 +1,7 @@
 #include "process.h"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <chrono>
 #include <csignal>
@@ -14,6 +15,7 @@
 #ifdef _WIN32
 #include <io.h>
 #else
+#include <fcntl.h>
 #include <time.h>
 #include <unistd.h>
 #endif
@@ -28,14 +30,41 @@ const auto kCodeBegan = std::chrono::steady_clock::now();  // NOLINT(cert-err58-
 
 // A signal handler can reach nothing else
 std::atomic<bool> interrupt_flag = false;
-static_assert(std::atomic<bool>::is_always_lock_free);
+std::atomic<int> caught_signal = SIGINT;
+static_assert(std::atomic<bool>::is_always_lock_free && std::atomic<int>::is_always_lock_free);
+// "nanochat-aoti: ", kept where a handler may read it
+std::array<char, 64> line_start{};
 
-extern "C" void set_interrupt_flag(int) {
+#ifdef SIGHUP
+constexpr std::array kRequestsToEnd = {SIGTERM, SIGHUP};
+#else
+constexpr std::array kRequestsToEnd = {SIGTERM};
+#endif
+
+extern "C" void set_interrupt_flag(int number) {
+  caught_signal = number;
   interrupt_flag = true;
 #ifdef _WIN32
-  std::signal(SIGINT, set_interrupt_flag);  // there, a handler serves once
+  std::signal(number, set_interrupt_flag);  // there, a handler serves once
 #endif
 }
+
+// Calls nothing that a handler may not.
+void say(const char* text) {
+#ifdef _WIN32
+  _write(2, text, static_cast<unsigned>(std::strlen(text)));
+#else
+  [[maybe_unused]] const auto written = write(STDERR_FILENO, text, std::strlen(text));
+#endif
+}
+
+int tell_signal(int number) {
+  say(line_start.data());
+  say(number == SIGINT ? "interrupted\n" : number == SIGTERM ? "ended by SIGTERM\n" : "ended by SIGHUP\n");
+  return kSignalBase + number;
+}
+
+extern "C" void end_at_once(int number) { std::_Exit(tell_signal(number)); }
 
 extern "C" void exit_interrupted(int) {
 #ifdef _WIN32
@@ -46,10 +75,10 @@ extern "C" void exit_interrupted(int) {
   std::_Exit(kExitInterrupted);
 }
 
-// Not where Ctrl-C is ignored on purpose, as a shell does for what runs in the background.
-void on_interrupt(void (*handler)(int)) {
-  const auto before = std::signal(SIGINT, handler);
-  if (before == SIG_IGN) std::signal(SIGINT, SIG_IGN);
+// Not where the signal is ignored on purpose, as a shell does for what runs in the background, and nohup.
+void handle(int number, void (*handler)(int)) {
+  const auto before = std::signal(number, handler);
+  if (before == SIG_IGN) std::signal(number, SIG_IGN);
 }
 
 }  // namespace
@@ -66,12 +95,19 @@ void write_out(std::string_view text) {
 bool stdout_is_terminal() { return _isatty(1) != 0; }
 bool stdin_is_terminal() { return _isatty(0) != 0; }
 void end_quietly_on_closed_pipe() {}
+void reserve_standard_streams() {}
 
 #else
 
 bool stdout_is_terminal() { return isatty(STDOUT_FILENO) != 0; }
 bool stdin_is_terminal() { return isatty(STDIN_FILENO) != 0; }
 void end_quietly_on_closed_pipe() { std::signal(SIGPIPE, SIG_DFL); }
+
+void reserve_standard_streams() {
+  for (int number = 0; number <= 2; ++number) {
+    if (fcntl(number, F_GETFD) < 0) (void)open("/dev/null", O_RDONLY);  // gets the lowest number that is free
+  }
+}
 
 #endif
 
@@ -96,14 +132,29 @@ double seconds_since_process_start() {
   return own.count();
 }
 
-CatchInterrupt::CatchInterrupt() {
-  interrupt_flag = false;
-  on_interrupt(set_interrupt_flag);
+void end_on_signals() {
+  const std::string start = program_name() + ": ";
+  std::copy_n(start.begin(), std::min(start.size(), line_start.size() - 1), line_start.begin());
+  handle(SIGINT, end_at_once);
+  for (const int number : kRequestsToEnd) handle(number, end_at_once);
 }
-CatchInterrupt::~CatchInterrupt() { on_interrupt(SIG_DFL); }
+
+CatchInterrupt::CatchInterrupt(bool all) : all_(all) {
+  interrupt_flag = false;
+  handle(SIGINT, set_interrupt_flag);
+  if (!all_) return;
+  for (const int number : kRequestsToEnd) handle(number, set_interrupt_flag);
+}
+CatchInterrupt::~CatchInterrupt() {
+  handle(SIGINT, end_at_once);
+  if (!all_) return;
+  for (const int number : kRequestsToEnd) handle(number, end_at_once);
+}
 const std::atomic<bool>* CatchInterrupt::flag() const { return &interrupt_flag; }
 
-ExitOnInterrupt::ExitOnInterrupt() { on_interrupt(exit_interrupted); }
-ExitOnInterrupt::~ExitOnInterrupt() { on_interrupt(SIG_DFL); }
+int tell_caught_signal() { return tell_signal(caught_signal); }
+
+ExitOnInterrupt::ExitOnInterrupt() { handle(SIGINT, exit_interrupted); }
+ExitOnInterrupt::~ExitOnInterrupt() { handle(SIGINT, end_at_once); }
 
 }  // namespace nanochat_x::app

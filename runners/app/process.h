@@ -19,6 +19,10 @@ void write_out(std::string_view text);
 bool stdout_is_terminal();
 bool stdin_is_terminal();
 
+/// Puts something that cannot be written to in the place of a standard stream that is closed: the next file to be
+/// opened would get its number.
+void reserve_standard_streams();
+
 /// Makes a pipe whose reader has gone away end the program as other tools end, whatever the parent had set.
 void end_quietly_on_closed_pipe();
 
@@ -26,16 +30,27 @@ void end_quietly_on_closed_pipe();
 /// elsewhere since this program's own code began).
 double seconds_since_process_start();
 
+/// From now on Ctrl-C, and a request to end (SIGTERM, SIGHUP), say one line and end the program at once, with exit code
+/// 128 + the signal's number. What must be cleaned up first is done under a `CatchInterrupt`.
+void end_on_signals();
+
 /// While it lives, Ctrl-C sets `flag()` instead of ending the program.
 class CatchInterrupt {
  public:
-  CatchInterrupt();
+  /// `all`: so do the requests to end.
+  explicit CatchInterrupt(bool all = false);
   ~CatchInterrupt();
   CatchInterrupt(const CatchInterrupt&) = delete;
   CatchInterrupt& operator=(const CatchInterrupt&) = delete;
   const std::atomic<bool>* flag() const;
   bool raised() const { return flag()->load(); }
+
+ private:
+  bool all_;
 };
+
+/// Says the line of the signal that a `CatchInterrupt` caught last; returns its exit code.
+int tell_caught_signal();
 
 /// While it lives, Ctrl-C ends the program at once, with a line feed and exit code 130. For waiting at a prompt: a read
 /// that a signal is meant to break may start just after the signal and never end.
@@ -47,6 +62,7 @@ class ExitOnInterrupt {
   ExitOnInterrupt& operator=(const ExitOnInterrupt&) = delete;
 };
 
-constexpr int kExitInterrupted = 130;
+constexpr int kSignalBase = 128;       // as shells have it
+constexpr int kExitInterrupted = 130;  // kSignalBase + SIGINT
 
 }  // namespace nanochat_x::app

@@ -63,30 +63,44 @@ std::vector<std::vector<std::string>> read_script(const std::filesystem::path& f
   return conversations;
 }
 
-void run_script(NanoChat& model, const std::filesystem::path& file,
-                const std::vector<std::vector<std::string>>& conversations, const GenerateOptions& options, bool json) {
+int run_script(NanoChat& model, const std::filesystem::path& file,
+               const std::vector<std::vector<std::string>>& conversations, GenerateOptions options, bool json) {
   ordered_json result = ordered_json::array();
+  // Also when an error or Ctrl-C ends the script: what was computed until then took its time.
+  const auto write_result = [&result, json] {
+    if (json) write_out(result.dump() + "\n");
+  };
+  const CatchInterrupt interrupt;
+  options.interrupt = interrupt.flag();
   for (std::size_t c = 0; c < conversations.size(); ++c) {
     Conversation conversation(model.tokenizer());
     ordered_json& turns = result.emplace_back(ordered_json::array());
     if (!json && c > 0) write_out("---\n\n");
     for (std::size_t t = 0; t < conversations[c].size(); ++t) {
       const std::string& user = conversations[c][t];
+      Sample sample;
       try {
         conversation.add_user(user);
         if (!json) write_out("User: " + user + "\n\nAssistant: ");
-        const Generation generation =
+        Generation generation =
             json ? model.engine().generate(conversation.ids(), options) : write_reply(model, conversation, options);
-        const Sample& sample = generation.samples.front();
-        if (json) turns.push_back(turn_json(user, conversation.ids(), sample, model.tokenizer()));
-        conversation.add_reply(sample.ids);
+        sample = std::move(generation.samples.front());
       } catch (const Error& error) {
+        write_result();
         throw Error("script '" + file.string() + "', " + place(c, t) + ": " + error.what());
       }
+      const bool finished = sample.stop != StopReason::interrupt;
+      if (json && finished) turns.push_back(turn_json(user, conversation.ids(), sample, model.tokenizer()));
+      if (!finished || interrupt.raised()) {
+        write_result();
+        return tell_caught_signal();
+      }
+      conversation.add_reply(sample.ids);
       if (!json) write_out("\n");
     }
   }
-  if (json) write_out(result.dump() + "\n");
+  write_result();
+  return 0;
 }
 
 }  // namespace nanochat_x::app

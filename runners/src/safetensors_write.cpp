@@ -16,6 +16,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
+constexpr std::size_t kBlock = std::size_t{1} << 24U;  // bytes between two looks at the interrupt
+
 /// A new file beside its target: renamed onto it by `commit`, removed if that never comes.
 class PendingFile {
  public:
@@ -108,7 +110,8 @@ fs::path resolve(const fs::path& file) {
 
 }  // namespace
 
-void write_safetensors(const fs::path& file, std::span<const TensorToWrite> tensors) {
+bool write_safetensors(const fs::path& file, std::span<const TensorToWrite> tensors,
+                       const std::atomic<bool>* interrupt) {
   const std::string where = internal::display(file);
   std::set<std::string> names;
   std::vector<const TensorToWrite*> order;
@@ -124,9 +127,15 @@ void write_safetensors(const fs::path& file, std::span<const TensorToWrite> tens
   PendingFile pending(resolve(file));
   pending.write(header);
   for (const TensorToWrite* tensor : order) {
-    pending.write({reinterpret_cast<const char*>(tensor->data.data()), tensor->data.size()});
+    std::string_view bytes(reinterpret_cast<const char*>(tensor->data.data()), tensor->data.size());
+    for (; !bytes.empty(); bytes.remove_prefix(std::min(bytes.size(), kBlock))) {
+      if (interrupt && interrupt->load()) return false;
+      pending.write(bytes.substr(0, kBlock));
+    }
   }
+  if (interrupt && interrupt->load()) return false;
   pending.commit();
+  return true;
 }
 
 }  // namespace nanochat_x

@@ -250,6 +250,20 @@ TEST_CASE("a write that fails midway removes its temporary file") {
   CHECK(names_in(dir.path()).empty());
 }
 
+TEST_CASE("an interrupted write leaves nothing, and what was there before") {
+  TempDir dir;
+  write_file(dir / "x", "old");
+  const std::vector<float> values(5);
+  const TensorToWrite tensor{"a", "F32", {5}, std::as_bytes(std::span(values))};
+  std::atomic<bool> interrupt = true;
+  CHECK_FALSE(write_safetensors(dir / "x", std::span(&tensor, 1), &interrupt));
+  CHECK(read_file(dir / "x") == "old");
+  CHECK(std::distance(std::filesystem::directory_iterator(dir.path()), {}) == 1);
+  interrupt = false;
+  CHECK(write_safetensors(dir / "x", std::span(&tensor, 1), &interrupt));
+  CHECK(SafetensorsFile::open(dir / "x").at("a").shape == std::vector<std::int64_t>{5});
+}
+
 TEST_CASE("a link is written through, a device is left alone") {
   const TempDir dir;
   const std::array<std::uint8_t, 1> data{9};

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -41,6 +42,8 @@ struct TensorToWrite {
 };
 
 /// Writes to a temporary name beside `file`, then renames. Throws Error; leaves nothing behind when it does.
-void write_safetensors(const std::filesystem::path& file, std::span<const TensorToWrite> tensors);
+/// `interrupt`, set from elsewhere (a signal), ends it within 16 MB; false then, with nothing left behind either.
+bool write_safetensors(const std::filesystem::path& file, std::span<const TensorToWrite> tensors,
+                       const std::atomic<bool>* interrupt = nullptr);
 
 }  // namespace nanochat_x

@@ -107,7 +107,8 @@ void Process::write(const std::string& text) {
 
 void Process::close_input() { close_end(in_); }
 void Process::close_output() { close_end(out_); }
-void Process::interrupt() { kill(pid_, SIGINT); }
+void Process::interrupt() { send(SIGINT); }
+void Process::send(int signal) { kill(pid_, signal); }
 
 // Reads what is there from both streams. False at the end of both.
 bool Process::read_some(std::chrono::steady_clock::time_point deadline) {

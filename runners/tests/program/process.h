@@ -27,7 +27,8 @@ class Process {
   void write(const std::string& text);
   void close_input();
   void close_output();
-  void interrupt();
+  void interrupt();  ///< SIGINT
+  void send(int signal);
   /// Reads standard output until it contains `text` (behind what was waited for before). Throws after ten seconds.
   void wait_for(const std::string& text);
   /// Reads both streams to their end. Throws after ten seconds.

@@ -1,5 +1,8 @@
 #include <doctest/doctest.h>
 
+#include <chrono>
+#include <thread>
+
 #include "program.h"
 
 using namespace nanochat_x::test;
@@ -105,10 +108,49 @@ TEST_CASE("a malformed script: one line, exit code 2") {
   refused("{}", "is not a list");
   refused(R"(["a"])", "conversation 1 is not a list");
   refused(R"([["a"], ["b", 3]])", "conversation 2, turn 2 is not a string");
-  refused(R"([["a"], ["0123456789abcdefghij"]])", "conversation 2, turn 1: prompt of 24 tokens is longer");
   const auto script = [&](const std::string& path) { return refusal(chat(bundle, {"--script", path, "--json"})); };
   CHECK(holds(script((dir / "nowhere.json").string()), "nowhere.json"));
   CHECK(holds(script(dir.path().string()), "is a folder"));
+}
+
+TEST_CASE("a script that an error ends: the finished turns as JSON, and the error's line") {
+  const FakeBundle bundle(answering({"yes."}), 20);
+  TempDir dir;
+  write_file(dir / "script.json", R"([["a", "b"], ["c", "0123456789abcdefghij", "d"], ["e"]])");
+  const Run result = run_program(chat(bundle, {"--script", (dir / "script.json").string(), "--json"}));
+  CHECK(result.exit_code == 2);
+  CHECK(holds(result.err, "conversation 2, turn 2: prompt of 32 tokens is longer"));
+  CHECK(result.err.find('\n') == result.err.size() - 1);
+  CHECK(result.out.find('\n') == result.out.size() - 1);
+  const json conversations = last_line_json(result.out);
+  REQUIRE(conversations.size() == 2);  // the third was never begun
+  CHECK(conversations[0].size() == 2);
+  REQUIRE(conversations[1].size() == 1);
+  CHECK(conversations[1][0]["user"] == "c");
+}
+
+TEST_CASE("a script, interrupted: the finished turns, one line, exit code 130") {
+  const FakeBundle bundle(answering({"a.", std::string(300, 'x')}, 10));
+  TempDir dir;
+  write_file(dir / "script.json", R"([["one", "two"], ["three"]])");
+  const auto arguments = chat(bundle, {"--script", (dir / "script.json").string()});
+  Process reading(command(arguments));
+  reading.wait_for("Assistant: xxx");
+  reading.interrupt();
+  CHECK(reading.finish().exit_code == 130);
+  CHECK(reading.err == "nanochat-aoti: interrupted\n");
+  CHECK(reading.out.ends_with("x\n"));
+  auto with_json = arguments;
+  with_json.push_back("--json");
+  Process process(command(with_json));
+  std::this_thread::sleep_for(std::chrono::milliseconds(1200));  // nothing is said before the end
+  process.interrupt();
+  CHECK(process.finish().exit_code == 130);
+  CHECK(process.err == "nanochat-aoti: interrupted\n");
+  const json conversations = last_line_json(process.out);
+  REQUIRE(conversations.size() == 1);
+  REQUIRE(conversations[0].size() == 1);
+  CHECK(conversations[0][0]["user"] == "one");
 }
 
 TEST_CASE("an interactive conversation: turns, commands, the end of the input") {
@@ -152,7 +194,8 @@ TEST_CASE("a full context is told, with what to do about it") {
   CHECK(holds(result.out, "Assistant: abcdefghijklmno\n[The context of 20 tokens is full: type 'clear'"));
   CHECK(holds(result.out, kPrompt + "[The context of 20 tokens is full"));  // "more" did not fit
   // neither did the long message, which is forgotten: the next one begins the conversation
-  CHECK(holds(result.out, "begins.\n" + kPrompt + "[The context of 20 tokens is full"));
+  CHECK(
+      holds(result.out, "begins.\n" + kPrompt + "[That message takes 21 tokens, more than the whole context of 20: "));
   CHECK(result.out.find("abcdefghijklmno", result.out.find("begins.")) != std::string::npos);
   const Run prompt = run_program(chat(bundle, {"--prompt", "hi"}));
   CHECK(prompt.out == "abcdefghijklmno\n");

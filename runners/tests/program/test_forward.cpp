@@ -1,8 +1,12 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <chrono>
+#include <csignal>
 #include <cstdint>
 #include <span>
+#include <thread>
+#include <tuple>
 
 #include "nanochat_x/safetensors.h"
 #include "program.h"
@@ -38,6 +42,13 @@ struct Fixture {
   TempDir dir;
   std::filesystem::path input = dir / "x.safetensors", output = dir / "y.safetensors";
 };
+
+std::vector<std::string> files_in(const std::filesystem::path& folder) {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) names.push_back(entry.path().filename());
+  std::sort(names.begin(), names.end());
+  return names;
+}
 
 void check_logits(const SafetensorsFile& file, const std::string& name, std::int64_t rows, std::int64_t length,
                   const std::vector<std::int64_t>& ids) {
@@ -115,4 +126,49 @@ TEST_CASE("an output that cannot be meant is refused before anything is computed
   CHECK(holds(refusal(f.arguments()), "is a folder"));
   f.output = f.dir / "no/such/y.safetensors";
   CHECK(holds(refusal(f.arguments()), "is not a folder"));
+}
+
+TEST_CASE("a signal while it loads or computes: one line, nothing written") {
+  Fixture f;
+  write_file(f.bundle / "fake.json", nlohmann::json{{"step_ms", 8000}}.dump());
+  f.bundle.write_manifest(f.bundle.manifest());
+  for (const auto& [number, code, line] :
+       {std::tuple{SIGINT, 130, "interrupted"}, {SIGTERM, 143, "ended by SIGTERM"}, {SIGHUP, 129, "ended by SIGHUP"}}) {
+    Process process(command(f.arguments()));
+    std::this_thread::sleep_for(std::chrono::milliseconds(1200));
+    process.send(number);
+    CHECK(process.finish().exit_code == code);
+    CHECK(process.err == std::string("nanochat-aoti: ") + line + "\n");
+    CHECK(process.out.empty());
+    CHECK(files_in(f.dir.path()) == std::vector<std::string>{"x.safetensors"});
+  }
+}
+
+TEST_CASE("a signal in the middle of the write leaves the older output and nothing else") {
+  Fixture f;
+  // 1,500 x 50 x 265 logits are 80 MB, the toy computes them in no time
+  const Tensor<std::int64_t> many{"a.input_ids", {1500, 50}, std::vector<std::int64_t>(1500 * 50, 7)};
+  f.write({many.to_write()});
+  const auto unfinished = [&f] {
+    const auto files = files_in(f.dir.path());
+    return std::any_of(files.begin(), files.end(), [](const std::string& name) { return holds(name, ".tmp-"); });
+  };
+  for (const int number : {SIGINT, SIGTERM}) {
+    // Where the tests' own process is held up, the write may be done before the signal comes: then once more.
+    for (int attempt = 0; attempt < 10; ++attempt) {
+      write_file(f.output, "old");
+      Process process(command(f.arguments({"--no-cache"})));
+      const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+      while (!unfinished() && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+      process.send(number);
+      const Ended ended = process.finish();
+      CHECK(files_in(f.dir.path()) == std::vector<std::string>{"x.safetensors", "y.safetensors"});
+      if (ended.exit_code == 0) continue;
+      CHECK(ended.exit_code == 128 + number);
+      CHECK(holds(process.err, number == SIGINT ? "interrupted" : "ended by SIGTERM"));
+      CHECK(read_file(f.output) == "old");
+      break;
+    }
+    CHECK(read_file(f.output) == "old");
+  }
 }

@@ -41,16 +41,52 @@ TEST_CASE("a command line that cannot be meant: one line, exit code 2") {
   };
   CHECK(holds(generate("--temperature", "-1"), "temperature"));
   CHECK(holds(generate("--temperature", "nan"), "temperature"));
-  CHECK(holds(generate("--top-k", "-1"), "top_k"));
+  CHECK(holds(generate("--top-k", "-1"), "--top-k: '-1' is not an integer of at least 0"));
   CHECK(holds(generate("--top-p", "0"), "top_p"));
   CHECK(holds(generate("--top-p", "1.1"), "top_p"));
   CHECK(holds(generate("--seed", "-1"), "--seed"));
-  CHECK(holds(generate("--max-tokens", "-1"), "max_tokens"));
-  CHECK(holds(generate("--num-samples", "0"), "num_samples"));
+  CHECK(holds(generate("--max-tokens", "-1"), "--max-tokens: '-1' is not an integer of at least 1"));
+  CHECK(holds(generate("--num-samples", "0"), "--num-samples: '0' is not an integer of at least 1"));
   CHECK(holds(generate("--num-samples", "1000000000"), "num_samples must be at most 65536"));
   CHECK(holds(refusal({"forward", "b"}), "is required"));
   CHECK(holds(refusal({"forward", "b", "--input", "x", "--output", "y", "--chunks", "0"}), "--chunks: '0'"));
   CHECK(holds(refusal({"forward", "b", "--input", "x", "--output", "y", "--chunks", "1", "--no-cache"}), "excludes"));
+}
+
+TEST_CASE("numbers are as strict as in Python: no other base, nothing empty, nothing too large") {
+  const auto generate = [](const char* option, const std::string& value) {
+    return refusal({"generate", "b", "--prompt", "x", option, value});
+  };
+  const char* const kNoBundle = "there is no such bundle";
+  for (const char* option : {"--max-tokens", "--top-k", "--seed", "--num-samples", "--threads"}) {
+    for (const std::string value : {"", " ", "0x10", "+1", "-0", "1.0", "1e3", "1'0", "1_0", "9 9", "\xff",
+                                    "18446744073709551616", "99999999999999999999999"}) {
+      const std::string said = generate(option, value);
+      CHECK_MESSAGE(holds(said, std::string(option) + ": '"), option, " ", value);
+      CHECK_MESSAGE(holds(said, "is not an integer of at least"), option, " ", value);
+    }
+    CHECK_MESSAGE(holds(generate(option, " 1 "), kNoBundle), option);  // what is wrong then is the bundle alone
+  }
+  CHECK(holds(generate("--max-tokens", "9223372036854775808"), "at most 9223372036854775807"));
+  CHECK(holds(generate("--max-tokens", "9223372036854775807"), kNoBundle));
+  CHECK(holds(generate("--max-tokens", "0"), "at least 1"));
+  CHECK(holds(generate("--seed", "18446744073709551615"), kNoBundle));
+  CHECK(holds(generate("--threads", "4097"), "at most 4096"));
+  CHECK(holds(generate("--threads", "0"), kNoBundle));
+  for (const char* option : {"--temperature", "--top-p"}) {
+    for (const std::string value : {"", " ", "0x1p3", "inf", "nan", "1e999", "1,5", "1.0.0", "e", ".", "0.5 0.5"}) {
+      CHECK_MESSAGE(holds(generate(option, value), std::string(option) + ": '" + value + "' is not a number"), value);
+    }
+    for (const std::string value : {"0.5", " .5 ", "+5e-1"})
+      CHECK_MESSAGE(holds(generate(option, value), kNoBundle), value);
+  }
+  CHECK(holds(refusal({"generate", "b", "--prompt-ids", "1,-0"}), "--prompt-ids: '-0'"));
+  const Run help = run_program({"generate", "--help"});
+  for (const std::string shown : {"INT=256", "FLOAT=0.6"}) {  // CLI11 2.5 on: INT [256]
+    const std::size_t at = shown.find('=');
+    const std::string newer = shown.substr(0, at) + " [" + shown.substr(at + 1) + "]";
+    CHECK_MESSAGE((holds(help.out, shown) || holds(help.out, newer)), shown);
+  }
 }
 
 TEST_CASE("a bundle that is not there or not whole: one line, exit code 2, by every verb") {
