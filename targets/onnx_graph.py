@@ -6,7 +6,7 @@ import contextlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def export_graph(program: ExportedProgram, opset: int, *, cached: bool) -> ir.Mo
             opset_version=opset,
             input_names=CACHED_INPUTS if cached else FULL_INPUTS,
             output_names=CACHED_OUTPUTS if cached else FULL_OUTPUTS,
-            custom_translation_table={torch.ops.aten.linear.default: _linear},
+            custom_translation_table={torch.ops.aten.linear.default: _linear, torch.ops.aten.index.Tensor: _rows},
             verbose=False,
             optimize=False,  # it would fold transposed copies of the weights; below it is kept from that
         )
@@ -66,6 +66,12 @@ def _linear(x: Any, weight: Any) -> Any:
     leading = opset18.Shape(x, start=0, end=-1)
     shape = opset18.Concat(leading, opset18.Constant(value_ints=[-1]), axis=0)
     return opset18.Reshape(opset18.Gemm(flat, weight, transB=1), shape)
+
+
+def _rows(table: Any, indices: Sequence[Any]) -> Any:
+    """`table[ids]` by Gather; the exporter's own way goes over a transposed table."""
+    (ids,) = indices
+    return opset18.Gather(table, ids)
 
 
 def _compute_shape_once(graph: ir.Graph) -> None:
