@@ -131,7 +131,8 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @cli.command()
 @checkpoint_options
 @click.option("--target", "targets", type=click.Choice([*PROGRAMS, "all"]), multiple=True, default=["aoti"],
-              show_default=True, help="What to lower to; repeatable. aoti: AOTInductor, machine code; onnx: for onnxruntime.")  # fmt: skip
+              show_default=True, help="What to lower to; repeatable. aoti: AOTInductor, machine code; "
+                                      "onnx: graphs for onnxruntime.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
               help="The bundle to write; with several targets, the folder that gets one a target. "
                    "Default: ./nanochat-TAG-TARGET.")  # fmt: skip

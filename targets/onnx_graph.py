@@ -15,13 +15,15 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import torch
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-from onnxscript import opset18
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+from onnxscript.onnx_opset import opset18
 from onnxscript.optimizer import optimize_ir
 from torch.export import ExportedProgram
 
 from nanochat_x.capture import CACHED_INPUTS, CACHED_OUTPUTS, FULL_INPUTS, FULL_OUTPUTS
 
+#: onnxscript types its operators' arguments by tensors of their element type, not by what a graph is made of.
+_op: Any = opset18
 #: Names of dynamic axes, by input and dimension.
 _AXES = {("input_ids", 0): "batch", ("input_ids", 1): "steps", ("cache_k", 3): "slots"}
 #: Constants of more bytes than this lie in the shared file; smaller ones (scalars, axes) in the graph.
@@ -52,6 +54,7 @@ def export_graph(program: ExportedProgram, opset: int, *, cached: bool) -> ir.Mo
     _compute_shape_once(model.graph)
     if opset >= 23:
         _fuse_norms(model.graph)
+    RemoveUnusedNodesPass()(model)
     _name_axes(model.graph)
     ClearMetadataAndDocStringPass()(model)  # stack traces, with the folders of this machine
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
@@ -62,16 +65,16 @@ def export_graph(program: ExportedProgram, opset: int, *, cached: bool) -> ir.Mo
 
 def _linear(x: Any, weight: Any) -> Any:
     """`x @ weight.T` by Gemm, which takes the weight as it lies: MatMul would want a transposed copy of it."""
-    flat = opset18.Reshape(x, opset18.Constant(value_ints=[-1, weight.shape[1]]))
-    leading = opset18.Shape(x, start=0, end=-1)
-    shape = opset18.Concat(leading, opset18.Constant(value_ints=[-1]), axis=0)
-    return opset18.Reshape(opset18.Gemm(flat, weight, transB=1), shape)
+    flat = _op.Reshape(x, _op.Constant(value_ints=[-1, weight.shape[1]]))
+    leading = _op.Shape(x, start=0, end=-1)
+    shape = _op.Concat(leading, _op.Constant(value_ints=[-1]), axis=0)
+    return _op.Reshape(_op.Gemm(flat, weight, transB=1), shape)
 
 
 def _rows(table: Any, indices: Sequence[Any]) -> Any:
     """`table[ids]` by Gather; the exporter's own way goes over a transposed table."""
     (ids,) = indices
-    return opset18.Gather(table, ids)
+    return _op.Gather(table, ids)
 
 
 def _compute_shape_once(graph: ir.Graph) -> None:
@@ -80,20 +83,19 @@ def _compute_shape_once(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type != "Concat" or len(node.inputs) != 2:
             continue
-        leading, rest = node.inputs
-        assert leading is not None and rest is not None
-        shape = leading.producer()
+        leading = node.inputs[0]
+        shape = leading.producer() if leading is not None else None
         if shape is None or shape.op_type != "Shape" or "end" not in shape.attributes:
             continue
-        if shape.attributes["end"].as_int() != -1 or shape.inputs[0].shape is None or len(shape.inputs[0].shape) != 3:
+        measured = shape.inputs[0]
+        if shape.attributes["end"].as_int() != -1 or measured is None or measured.shape is None:
+            continue
+        if len(measured.shape) != 3:
             continue
         if first is None:
             first = node.outputs[0]
             continue
         node.outputs[0].replace_all_uses_with(first)
-        graph.remove([node], safe=True)
-        if not leading.uses():
-            graph.remove([shape], safe=True)
 
 
 def _fuse_norms(graph: ir.Graph) -> None:
@@ -104,13 +106,15 @@ def _fuse_norms(graph: ir.Graph) -> None:
         if match is None:
             continue
         x, epsilon = match
-        assert x.shape is not None and x.dtype is not None
-        width = x.shape[-1]
+        width = x.shape[-1] if x.shape is not None else None
         assert isinstance(width, int)
+        assert x.dtype is not None
         key = width, x.dtype
         if key not in scales:
             ones = ir.tensor(np.ones(width, dtype=x.dtype.numpy()), name=f"ones_{width}")
-            scales[key] = ir.Value(name=ones.name, shape=ones.shape, type=ir.TensorType(ones.dtype), const_value=ones)
+            scales[key] = ir.Value(
+                name=ones.name, shape=ir.Shape([width]), type=ir.TensorType(ones.dtype), const_value=ones
+            )
             graph.register_initializer(scales[key])
         fused = ir.node(
             "RMSNormalization", [x, scales[key]], attributes={"axis": -1, "epsilon": epsilon, "stash_type": 1}
@@ -119,7 +123,6 @@ def _fuse_norms(graph: ir.Graph) -> None:
         fused.outputs[0].name, fused.outputs[0].shape, fused.outputs[0].type = out.name, out.shape, out.type
         graph.insert_after(node, fused)
         out.replace_all_uses_with(fused.outputs[0], replace_graph_outputs=True)
-        _remove_unused(graph, node)
 
 
 def _norm_of(node: ir.Node) -> tuple[ir.Value, float] | None:
@@ -141,17 +144,6 @@ def _norm_of(node: ir.Node) -> tuple[ir.Value, float] | None:
     if epsilon.const_value is None or exponent.const_value is None or exponent.const_value.numpy().item() != 2:
         return None
     return x, float(epsilon.const_value.numpy().item())
-
-
-def _remove_unused(graph: ir.Graph, node: ir.Node) -> None:
-    """Removes a node whose output nobody takes, and those that served it alone."""
-    if any(output.uses() for output in node.outputs):
-        return
-    producers = [value.producer() for value in dict.fromkeys(node.inputs) if value is not None]
-    graph.remove([node], safe=True)
-    for producer in producers:
-        if producer is not None:
-            _remove_unused(graph, producer)
 
 
 def _name_axes(graph: ir.Graph) -> None:
@@ -180,10 +172,13 @@ def weights_of(models: Iterable[ir.Model], tensors: Mapping[str, torch.Tensor]) 
     found: dict[str, torch.Tensor] = {}
     for model in models:
         for name, value in model.graph.initializers.items():
-            assert value.const_value is not None
-            if value.const_value.nbytes > _EMBEDDED:
+            if _is_large(value):
                 found[name] = tensors[name]
     return found
+
+
+def _is_large(value: ir.Value) -> bool:
+    return value.const_value is not None and value.const_value.nbytes > _EMBEDDED
 
 
 def constants_of(program: ExportedProgram) -> dict[str, torch.Tensor]:
@@ -196,7 +191,8 @@ def write(model: ir.Model, path: Path, places: Mapping[str, tuple[int, int]], we
     for name, (offset, length) in places.items():
         value = model.graph.initializers.get(name)
         if value is not None:
-            assert value.dtype is not None and value.shape is not None
+            assert value.dtype is not None
+            assert value.shape is not None
             value.const_value = ir.ExternalTensor(
                 weights, offset, length, value.dtype, shape=value.shape, name=name, base_dir=path.parent
             )
@@ -209,10 +205,10 @@ def optimized(model: ir.Model) -> ir.Model:
     Large initializers are inputs meanwhile: nothing is made of them that the shared file would not hold.
     """
     graph = model.graph
-    large = [v for v in graph.initializers.values() if v.const_value is not None and v.const_value.nbytes > _EMBEDDED]
+    large = {name: value for name, value in graph.initializers.items() if _is_large(value)}
     inputs = len(graph.inputs)
-    for value in large:
-        graph.initializers.pop(value.name)
+    for name, value in large.items():
+        graph.initializers.pop(name)
         graph.inputs.append(value)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -223,9 +219,9 @@ def optimized(model: ir.Model) -> ir.Model:
         options.optimized_model_filepath = str(result)
         onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         found = ir.from_proto(onnx.load(result))
-    names = {value.name: value for value in large}
     for value in list(found.graph.inputs)[inputs:]:
-        value.const_value = names[value.name].const_value
+        assert value.name is not None
+        value.const_value = large[value.name].const_value
         found.graph.inputs.remove(value)
         found.graph.register_initializer(value)
     return found

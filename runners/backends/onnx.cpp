@@ -154,8 +154,8 @@ class OnnxBackend final : public Backend {
         borrow_ids(step.input_ids, {step.batch, step.length}), borrow_ids(step.prev_ids, {step.batch, 1}),
         borrow(std::span(host.keys(), bytes), shape, type_), borrow(std::span(host.values(), bytes), shape, type_),
         borrow_ids(step.position, {step.batch})};
-    auto outputs = run(role, {"input_ids", "prev_ids", "cache_k", "cache_v", "position"}, inputs,
-                       {"logits", "new_k", "new_v"});
+    auto outputs =
+        run(role, {"input_ids", "prev_ids", "cache_k", "cache_v", "position"}, inputs, {"logits", "new_k", "new_v"});
     const Shape added = {m.n_layer, step.batch, m.n_kv_head, step.length, m.head_dim};
     check_logits(outputs[0], role, step.batch, step.length);
     check_output(outputs[1], role, "new_k", type_, added);
