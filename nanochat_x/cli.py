@@ -121,7 +121,7 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--opset", type=Integer(1), metavar="N",
                      help="onnx: version of the operators, 18 to 23; older runtimes take older ones. Default: 23."),
         click.option("--optimize", is_flag=True, default=None,
-                     help="onnx: let onnxruntime simplify the graphs beforehand (to standard operators)."),
+                     help="onnx: let onnxruntime fuse operators beforehand, to some that it alone has."),
     )  # fmt: skip
     for option in reversed(options):
         function = option(function)

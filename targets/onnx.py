@@ -39,7 +39,7 @@ class Onnx:
     name = "onnx"
 
     def __init__(self, opset: int = DEFAULT_OPSET, *, optimize: bool = False) -> None:
-        """`optimize`: the graphs are rewritten by onnxruntime's basic optimizations, to standard operators.
+        """`optimize`: onnxruntime rewrites the graphs; some operators are its own (com.microsoft) then.
 
         Raises UsageError for an opset that there is none of.
         """
@@ -79,7 +79,9 @@ class Onnx:
         for file, model in models.items():
             onnx_graph.write(model, folder / file, places, WEIGHTS)
             progress.note(f"  {file}: opset {self.opset}, {format_size((folder / file).stat().st_size)}")
-        return Lowered(files, weights, Machine(runtime_version=RUNTIMES[self.opset]))
+        # Operators of com.microsoft carry no version: only this onnxruntime, and newer ones, are known to have them.
+        runtime = onnx_graph.runtime_version() if self.optimize else RUNTIMES[self.opset]
+        return Lowered(files, weights, Machine(runtime_version=runtime))
 
 
 def make_target(*, will_run: bool = False, opset: int = DEFAULT_OPSET, optimize: bool = False) -> Onnx:

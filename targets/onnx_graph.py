@@ -177,6 +177,11 @@ def weights_of(models: Iterable[ir.Model], tensors: Mapping[str, torch.Tensor]) 
     return found
 
 
+def runtime_version() -> str:
+    """Major and minor number of the installed onnxruntime."""
+    return ".".join(str(onnxruntime.__version__).split(".")[:2])
+
+
 def _is_large(value: ir.Value) -> bool:
     return value.const_value is not None and value.const_value.nbytes > _EMBEDDED
 
@@ -200,9 +205,10 @@ def write(model: ir.Model, path: Path, places: Mapping[str, tuple[int, int]], we
 
 
 def optimized(model: ir.Model) -> ir.Model:
-    """The model after onnxruntime's basic optimizations, which leave standard operators alone.
+    """The model after onnxruntime's extended optimizations, which fuse operators to some of the domain com.microsoft.
 
-    Large initializers are inputs meanwhile: nothing is made of them that the shared file would not hold.
+    (Its basic ones, which keep to standard operators, find nothing to do in these graphs.) Large initializers are inputs
+    meanwhile: nothing is made of them that the shared file would not hold.
     """
     graph = model.graph
     large = {name: value for name, value in graph.initializers.items() if _is_large(value)}
@@ -211,7 +217,7 @@ def optimized(model: ir.Model) -> ir.Model:
         graph.initializers.pop(name)
         graph.inputs.append(value)
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.log_severity_level = 4
     with tempfile.TemporaryDirectory(prefix="nanochat_x-onnx-") as scratch:
         source, result = Path(scratch) / "source.onnx", Path(scratch) / "result.onnx"
@@ -219,6 +225,9 @@ def optimized(model: ir.Model) -> ir.Model:
         options.optimized_model_filepath = str(result)
         onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         found = ir.from_proto(onnx.load(result))
+    used = {node.domain for node in found.graph}
+    for domain in [domain for domain in found.opset_imports if domain not in used]:
+        del found.opset_imports[domain]
     for value in list(found.graph.inputs)[inputs:]:
         assert value.name is not None
         value.const_value = large[value.name].const_value
