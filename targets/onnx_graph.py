@@ -207,8 +207,8 @@ def write(model: ir.Model, path: Path, places: Mapping[str, tuple[int, int]], we
 def optimized(model: ir.Model) -> ir.Model:
     """The model after onnxruntime's extended optimizations, which fuse operators to some of the domain com.microsoft.
 
-    (Its basic ones, which keep to standard operators, find nothing to do in these graphs.) Large initializers are inputs
-    meanwhile: nothing is made of them that the shared file would not hold.
+    (Its basic ones, which keep to standard operators, find nothing to do in these graphs.) Large initializers are
+    inputs meanwhile: nothing is made of them that the shared file would not hold.
     """
     graph = model.graph
     large = {name: value for name, value in graph.initializers.items() if _is_large(value)}

@@ -320,7 +320,7 @@ def test_headers_of_onnxruntime_that_are_named_are_taken(
     root: Path, tmp_path: Path, fake_apt: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONNXRUNTIME_ROOT", str(tmp_path))
-    command = ["sh", root / "scripts" / "system-deps.sh", "--onnxruntime", tmp_path / "folder"]
+    command = ["sh", str(root / "scripts" / "system-deps.sh"), "--onnxruntime", str(tmp_path / "folder")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not fake_apt.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -265,6 +266,41 @@ def test_what_is_no_graph(copied: Path) -> None:
 def test_a_runtime_that_is_too_old(copied: Path) -> None:
     edit_manifest(copied, lambda manifest: manifest["machine"].update(runtime_version="1.99"))
     assert "needs version 1.99 or newer of the onnx runtime" in refused(copied)
+
+
+OLD_LIBRARY = """\
+#include <onnxruntime_c_api.h>
+static const OrtApi* ORT_API_CALL api(uint32_t) noexcept { return nullptr; }
+static const char* ORT_API_CALL version() noexcept { return "1.2.3"; }
+static OrtApiBase base{api, version};
+extern "C" const OrtApiBase* ORT_API_CALL OrtGetApiBase() noexcept { return &base; }
+"""
+PROGRAM = """\
+#include <cstdio>
+#include "onnx_library.h"
+int main() {
+  try { nanochat_x::use_onnxruntime(); } catch (const nanochat_x::Error& error) { std::puts(error.what()); }
+}
+"""
+
+
+def test_a_library_that_is_older_than_the_program(tmp_path: Path, root: Path) -> None:
+    """One line instead of a crash, and instead of what onnxruntime itself would print."""
+    cache_file = (ensure_built("onnx").build_dir / "CMakeCache.txt").read_text()
+    (headers,) = re.findall(r"^ONNXRUNTIME_INCLUDE_DIR:PATH=(.*)$", cache_file, flags=re.MULTILINE)
+    (compiler,) = re.findall(r"^CMAKE_CXX_COMPILER:\w+=(.*)$", cache_file, flags=re.MULTILINE)
+    (tmp_path / "old.cpp").write_text(OLD_LIBRARY)
+    (tmp_path / "program.cpp").write_text(PROGRAM)
+    command = [compiler, "-std=c++20", "-isystem", headers, f"-I{root}/runners/include", f"-I{root}/runners/backends"]
+    old = tmp_path / "libold.so"
+    subprocess.run([*command, "-shared", "-fPIC", str(tmp_path / "old.cpp"), "-o", str(old)], check=True)
+    source, program = str(tmp_path / "program.cpp"), str(tmp_path / "program")
+    subprocess.run([*command, f'-DNANOCHAT_X_ONNXRUNTIME="{old}"', source, "-o", program, "-ldl"], check=True)
+    done = subprocess.run([program], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("onnxruntime 1.2.3 is older than 1.")
+    assert "pip install --upgrade onnxruntime" in line
 
 
 def test_devices(copied: Path) -> None:
