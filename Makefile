@@ -58,7 +58,7 @@ ifneq ($(TORCH_INDEX),)
 	$(PY) -m pip install --disable-pip-version-check --index-url $(TORCH_INDEX) \
 	  "$$(sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)"
 endif
-	$(PY) -m pip install --disable-pip-version-check --editable '.[dev]'
+	$(PY) -m pip install --disable-pip-version-check --editable '.[dev,onnx]'
 	@touch $@
 
 # --- what one does with it
