@@ -23,7 +23,7 @@ from models import GENERATIONS, MAX_SEQ_LEN, NAMES, exact_logits, golden_of, lar
 from safetensors.torch import load_file, save_file
 
 from nanochat_x.build import ensure_built
-from nanochat_x.errors import LoweringError, RunnerError, UsageError
+from nanochat_x.errors import LoweringError, UsageError
 from nanochat_x.runner import Runner
 from nanochat_x.safetensors_file import layout
 from nanochat_x.targets import onnx as onnx_target
@@ -303,10 +303,10 @@ def test_a_library_that_is_older_than_the_program(tmp_path: Path, root: Path) ->
     assert "pip install --upgrade onnxruntime" in line
 
 
-def test_devices(copied: Path) -> None:
+def test_no_cuda_here(copied: Path) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
     assert "pip install onnxruntime-gpu" in refused(copied, "--device=cuda")
-    with pytest.raises(RunnerError, match="has the devices cpu and cuda, not tpu"):
-        Runner(copied).run("generate", "--prompt-ids=1", "--device=tpu")
 
 
 def test_threads(onnx_bundle: Callable[..., Path]) -> None:
