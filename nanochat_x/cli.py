@@ -123,6 +123,10 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--march", metavar="ISA",
                      help="aoti: instruction set, as the C++ compiler calls it; x86-64-v3 runs on every CPU with "
                           "AVX2. Default: this machine's."),
+        click.option("--opset", type=Integer(1), metavar="N",
+                     help="onnx: version of the operators, 18 to 23; older runtimes take older ones. Default: 23."),
+        click.option("--optimize", is_flag=True, default=None,
+                     help="onnx: let onnxruntime fuse operators beforehand, to some that it alone has."),
     )  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -132,7 +136,8 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @cli.command()
 @checkpoint_options
 @click.option("--target", "targets", type=click.Choice([*PROGRAMS, "all"]), multiple=True, default=["aoti"],
-              show_default=True, help="What to lower to; repeatable. aoti: AOTInductor, machine code.")  # fmt: skip
+              show_default=True, help="What to lower to; repeatable. aoti: AOTInductor, machine code; "
+                                      "onnx: graphs for onnxruntime.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
               help="The bundle to write; with several targets, the folder that gets one a target. "
                    "Default: ./nanochat-TAG-TARGET.")  # fmt: skip

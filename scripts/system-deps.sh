@@ -1,20 +1,26 @@
 #!/bin/sh
 # Makes sure that the C++ libraries that the runners are built from are on this machine.
 #
-#   system-deps.sh [--force-unpack] [FOLDER]
+#   system-deps.sh [--force-unpack] [--onnxruntime] [FOLDER]
 #
 # Nothing is missing: says nothing, exit 0. Else, on Debian and Ubuntu: installs the missing packages where this user
 # may (root, or sudo without a password), and otherwise unpacks them, without root, into FOLDER (default .venv/cxx);
 # CMAKE_PREFIX_PATH must then hold FOLDER/usr. Elsewhere: says what to install, exit 2.
 # --force-unpack: as if nothing were installed and this user were not root.
+#
+# onnxruntime's headers, which its wheel lacks, are unpacked into FOLDER too, from the distribution's package or that of
+# a newer release of it: headers alone, so nothing of that release gets into this system. The other runners do without
+# them, so that it is no failure when they cannot be had, unless --onnxruntime asks for them (and for nothing else).
 set -eu
 
 force=
+only_onnxruntime=
 folder=.venv/cxx
 for argument in "$@"; do
   case $argument in
     --force-unpack) force=yes ;;
-    -*) echo "system-deps.sh: no option $argument; usage: system-deps.sh [--force-unpack] [FOLDER]" >&2; exit 2 ;;
+    --onnxruntime) only_onnxruntime=yes ;;
+    -*) echo "system-deps.sh: no option $argument; usage: system-deps.sh [--force-unpack] [--onnxruntime] [FOLDER]" >&2; exit 2 ;;
     *) folder=$argument ;;
   esac
 done
@@ -137,7 +143,85 @@ unpack_packages() {
   echo "Unpacked; CMake finds them with CMAKE_PREFIX_PATH=$folder/usr"
 }
 
+# --- onnxruntime's headers
+
+has_onnxruntime() {
+  [ -z "$force" ] || return 1
+  [ -z "${ONNXRUNTIME_ROOT:-}" ] || return 0
+  for prefix in "$folder/usr" /usr /usr/local /opt/homebrew; do
+    for place in onnxruntime onnxruntime/core/session .; do
+      [ ! -e "$prefix/include/$place/onnxruntime_cxx_api.h" ] || return 0
+    done
+  done
+  return 1
+}
+
+# Writes the machine's own package sources, with another release's name in place of this one's, into $work/sources.
+derive_sources() { # release
+  rm -rf "$work/sources" && mkdir -p "$work/sources"
+  for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
+    [ -r "$file" ] || continue
+    sed -E -e "/^Suites:/s/\\b(${VERSION_CODENAME:-none}|stable|oldstable)\\b/$1/g" \
+      -e "/^deb/s/\\b(${VERSION_CODENAME:-none}|stable|oldstable)(-updates|-security|-backports)?( |\$)/$1\\2\\3/" \
+      "$file" >"$work/sources/$(basename "$file")"
+  done
+}
+
+download_headers() { # further options of apt-get
+  # shellcheck disable=SC2086
+  (cd "$work/debs" && apt-get -qq $apt_options "$@" download libonnxruntime-dev) >>"$work/log" 2>&1
+}
+
+# The package, from the lists that this machine has, or else from those of newer releases that are known to have it.
+fetch_headers() {
+  download_headers && return
+  VERSION_CODENAME=
+  ID=
+  # shellcheck disable=SC1091
+  [ ! -r /etc/os-release ] || . /etc/os-release
+  case $ID in
+    debian) releases=trixie ;;
+    ubuntu) releases='resolute questing plucky' ;;
+    *) return 1 ;;
+  esac
+  for release in $releases; do
+    derive_sources "$release"
+    set -- -o Dir::Etc::SourceList=/dev/null -o "Dir::Etc::SourceParts=$work/sources" \
+      -o "Dir::State::Lists=$work/headers-lists" -o Dir::Etc::PreferencesParts=/dev/null
+    rm -rf "$work/headers-lists" && mkdir -p "$work/headers-lists/partial"
+    # A source without that release is no failure: what counts is whether the package comes.
+    # shellcheck disable=SC2086
+    apt-get -qq $apt_options "$@" update >>"$work/log" 2>&1 || true
+    download_headers "$@" && return
+  done
+  return 1
+}
+
+unpack_onnxruntime() {
+  remedy="unpack a release of onnxruntime and set ONNXRUNTIME_ROOT to its folder"
+  if ! command -v apt-get >/dev/null 2>&1; then
+    echo "system-deps.sh: no headers of onnxruntime, so no runner for ONNX; macOS: brew install onnxruntime; else $remedy" >&2
+    return 1
+  fi
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  trap 'exit 2' HUP INT TERM
+  mkdir -p "$work/debs" "$work/cache/archives/partial" "$work/files"
+  apt_options="-o Dir::Cache=$work/cache -o APT::Sandbox::User=root -o Debug::NoLocking=1"
+  if ! fetch_headers; then
+    echo "system-deps.sh: no package libonnxruntime-dev for this system, so no runner for ONNX; to have one, $remedy" >&2
+    return 1
+  fi
+  for deb in "$work"/debs/*.deb; do dpkg -x "$deb" "$work/files"; done
+  mkdir -p "$folder/usr/include"
+  cp -a "$work/files/usr/include/onnxruntime" "$folder/usr/include/"
+  echo "Unpacked onnxruntime's headers into $folder"
+}
+
 compiler=$(find_compiler)
+# In a process of its own: it has its own folder to clean up.
+has_onnxruntime || (unpack_onnxruntime) || [ -z "$only_onnxruntime" ] || exit 2
+[ -z "$only_onnxruntime" ] || exit 0
 missing=$(missing_lines)
 [ -n "$missing" ] || exit 0
 command -v apt-get >/dev/null 2>&1 || say_what_to_install "C++ libraries are missing"

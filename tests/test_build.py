@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -247,3 +248,79 @@ Call Stack (most recent call first):
 )
 def test_error_line(text: str, line: str) -> None:
     assert error_line(text) == line
+
+
+APT_GET = """\
+#!/bin/sh
+# In place of apt-get: has the package only where another release's sources are given.
+for argument in "$@"; do
+  case $argument in
+    Dir::Etc::SourceParts=*) cat "${argument#*=}"/* >"$SEEN" ;;
+    download) [ -s "$SEEN" ] && [ -n "$DEB" ] || exit 100; cp "$DEB" . ;;
+  esac
+done
+"""
+
+
+@pytest.fixture
+def fake_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Puts APT_GET before the real one; returns the file in which it keeps the sources that it was given."""
+    if shutil.which("dpkg-deb") is None:
+        pytest.skip("dpkg-deb is not installed: no Debian, no Ubuntu")
+    tree, tools = tmp_path / "tree", tmp_path / "tools"
+    (tree / "DEBIAN").mkdir(parents=True)
+    (tree / "DEBIAN" / "control").write_text(
+        "Package: libonnxruntime-dev\nVersion: 1\nArchitecture: all\nMaintainer: none\nDescription: none\n"
+    )
+    (tree / "usr/include/onnxruntime").mkdir(parents=True)
+    (tree / "usr/include/onnxruntime/onnxruntime_cxx_api.h").write_text("")
+    (tree / "usr/include/other.h").write_text("")
+    subprocess.run(["dpkg-deb", "--build", tree, tmp_path / "headers.deb"], check=True, capture_output=True)
+    tools.mkdir()
+    (tools / "apt-get").write_text(APT_GET)
+    (tools / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
+    monkeypatch.setenv("DEB", str(tmp_path / "headers.deb"))
+    monkeypatch.delenv("ONNXRUNTIME_ROOT", raising=False)
+    return tmp_path / "seen"
+
+
+def system_deps(root: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = ["sh", root / "scripts" / "system-deps.sh", "--force-unpack", "--onnxruntime", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_headers_of_onnxruntime_come_from_a_newer_release(root: Path, tmp_path: Path, fake_apt: Path) -> None:
+    """Headers alone, by way of the machine's own sources with another release's name in them."""
+    done = system_deps(root, tmp_path / "a folder")
+    assert (done.returncode, done.stderr) == (0, "")
+    files = {path.relative_to(tmp_path / "a folder").as_posix() for path in (tmp_path / "a folder").rglob("*.h")}
+    assert files == {"usr/include/onnxruntime/onnxruntime_cxx_api.h"}
+    release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+    own, newer = release["VERSION_CODENAME"], {"debian": "trixie", "ubuntu": "resolute"}[release["ID"]]
+    suites = re.findall(r"^(?:Suites:|deb(?: \[.*\])? \S+) .*", fake_apt.read_text(), flags=re.MULTILINE)
+    assert any(newer in line for line in suites)
+    assert own == newer or not any(re.search(rf"\b{own}(-updates|-security)?\b", line) for line in suites)
+
+
+def test_headers_of_onnxruntime_that_cannot_be_had(
+    root: Path, tmp_path: Path, fake_apt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEB", "")
+    done = system_deps(root, tmp_path / "folder")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert "no package libonnxruntime-dev" in line
+    assert "set ONNXRUNTIME_ROOT" in line
+    assert not (tmp_path / "folder").exists()
+
+
+def test_headers_of_onnxruntime_that_are_named_are_taken(
+    root: Path, tmp_path: Path, fake_apt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXRUNTIME_ROOT", str(tmp_path))
+    command = ["sh", str(root / "scripts" / "system-deps.sh"), "--onnxruntime", str(tmp_path / "folder")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not fake_apt.exists()

@@ -1,0 +1,250 @@
+"""ExportedPrograms as ONNX graphs of standard operators, whose weights lie in a file that several graphs share."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+from onnxscript.onnx_opset import opset18
+from onnxscript.optimizer import optimize_ir
+from torch.export import ExportedProgram
+
+from nanochat_x.capture import CACHED_INPUTS, CACHED_OUTPUTS, FULL_INPUTS, FULL_OUTPUTS
+
+#: onnxscript types its operators' arguments by tensors of their element type, not by what a graph is made of.
+_op: Any = opset18
+#: Names of dynamic axes, by input and dimension.
+_AXES = {("input_ids", 0): "batch", ("input_ids", 1): "steps", ("cache_k", 3): "slots"}
+#: Constants of more bytes than this lie in the shared file; smaller ones (scalars, axes) in the graph.
+_EMBEDDED = 1 << 12
+
+
+def export_graph(program: ExportedProgram, opset: int, *, cached: bool) -> ir.Model:
+    """The program as an ONNX model with the contract's names and dynamic axes; weights keep their names.
+
+    Raises whatever torch's exporter raises.
+    """
+    with _quiet(), torch.no_grad():
+        exported = torch.onnx.export(
+            program,
+            (),
+            None,
+            dynamo=True,
+            opset_version=opset,
+            input_names=CACHED_INPUTS if cached else FULL_INPUTS,
+            output_names=CACHED_OUTPUTS if cached else FULL_OUTPUTS,
+            custom_translation_table={torch.ops.aten.linear.default: _linear, torch.ops.aten.index.Tensor: _rows},
+            verbose=False,
+            optimize=False,  # it would fold transposed copies of the weights; below it is kept from that
+        )
+        assert exported is not None
+        model: ir.Model = exported.model
+        optimize_ir(model, should_fold=lambda node: False if node.op_type == "Transpose" else None)
+    _compute_shape_once(model.graph)
+    if opset >= 23:
+        _fuse_norms(model.graph)
+    RemoveUnusedNodesPass()(model)
+    _name_axes(model.graph)
+    ClearMetadataAndDocStringPass()(model)  # stack traces, with the folders of this machine
+    model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
+    model.producer_name = "nanochat_x"
+    model.graph.name = "nanochat"
+    return model
+
+
+def _linear(x: Any, weight: Any) -> Any:
+    """`x @ weight.T` by Gemm, which takes the weight as it lies: MatMul would want a transposed copy of it."""
+    flat = _op.Reshape(x, _op.Constant(value_ints=[-1, weight.shape[1]]))
+    leading = _op.Shape(x, start=0, end=-1)
+    shape = _op.Concat(leading, _op.Constant(value_ints=[-1]), axis=0)
+    return _op.Reshape(_op.Gemm(flat, weight, transB=1), shape)
+
+
+def _rows(table: Any, indices: Sequence[Any]) -> Any:
+    """`table[ids]` by Gather; the exporter's own way goes over a transposed table."""
+    (ids,) = indices
+    return _op.Gather(table, ids)
+
+
+def _compute_shape_once(graph: ir.Graph) -> None:
+    """All of `_linear`'s inputs are [batch, steps, ...]: their leading sizes are those of the first one."""
+    first: ir.Value | None = None
+    for node in list(graph):
+        if node.op_type != "Concat" or len(node.inputs) != 2:
+            continue
+        leading = node.inputs[0]
+        shape = leading.producer() if leading is not None else None
+        if shape is None or shape.op_type != "Shape" or "end" not in shape.attributes:
+            continue
+        measured = shape.inputs[0]
+        if shape.attributes["end"].as_int() != -1 or measured is None or measured.shape is None:
+            continue
+        if len(measured.shape) != 3:
+            continue
+        if first is None:
+            first = node.outputs[0]
+            continue
+        node.outputs[0].replace_all_uses_with(first)
+
+
+def _fuse_norms(graph: ir.Graph) -> None:
+    """x * 1 / sqrt(mean(x^2) + eps) becomes RMSNormalization (opset 23) with a scale of ones."""
+    scales: dict[tuple[int, ir.DataType], ir.Value] = {}
+    for node in list(graph):
+        match = _norm_of(node)
+        if match is None:
+            continue
+        x, epsilon = match
+        width = x.shape[-1] if x.shape is not None else None
+        assert isinstance(width, int)
+        assert x.dtype is not None
+        key = width, x.dtype
+        if key not in scales:
+            ones = ir.tensor(np.ones(width, dtype=x.dtype.numpy()), name=f"ones_{width}")
+            scales[key] = ir.Value(
+                name=ones.name, shape=ir.Shape([width]), type=ir.TensorType(ones.dtype), const_value=ones
+            )
+            graph.register_initializer(scales[key])
+        fused = ir.node(
+            "RMSNormalization", [x, scales[key]], attributes={"axis": -1, "epsilon": epsilon, "stash_type": 1}
+        )
+        out = node.outputs[0]
+        fused.outputs[0].name, fused.outputs[0].shape, fused.outputs[0].type = out.name, out.shape, out.type
+        graph.insert_after(node, fused)
+        out.replace_all_uses_with(fused.outputs[0], replace_graph_outputs=True)
+
+
+def _norm_of(node: ir.Node) -> tuple[ir.Value, float] | None:
+    """x and epsilon if the node is the last one of a norm."""
+    if node.op_type != "Mul":
+        return None
+    x, factor = node.inputs
+    chain = []
+    for op_type in ("Reciprocal", "Sqrt", "Add", "ReduceMean", "Pow"):
+        producer = factor.producer() if factor is not None else None
+        if producer is None or producer.op_type != op_type:
+            return None
+        chain.append(producer)
+        factor = producer.inputs[0]
+    add, power = chain[2], chain[4]
+    epsilon, exponent = add.inputs[1], power.inputs[1]
+    if x is None or factor is not x or epsilon is None or exponent is None:
+        return None
+    if epsilon.const_value is None or exponent.const_value is None or exponent.const_value.numpy().item() != 2:
+        return None
+    return x, float(epsilon.const_value.numpy().item())
+
+
+def _name_axes(graph: ir.Graph) -> None:
+    """The exporter's symbols (s6) get the contract's names; shapes in between are left to the reader."""
+    inputs = {value.name: value for value in graph.inputs}
+    names: dict[str, str] = {}
+    for (name, dim), axis in _AXES.items():
+        if name in inputs:
+            shape = inputs[name].shape
+            assert shape is not None
+            symbol = shape[dim]
+            if isinstance(symbol, ir.SymbolicDim) and symbol.value is not None:
+                names[str(symbol.value)] = axis
+    for value in (*graph.inputs, *graph.outputs):
+        assert value.shape is not None
+        value.shape = ir.Shape([dim if isinstance(dim, int) else names[str(dim.value)] for dim in value.shape])
+    outputs = set(graph.outputs)
+    for node in graph:
+        for value in node.outputs:
+            if value not in outputs:
+                value.shape, value.type = None, None
+
+
+def weights_of(models: Iterable[ir.Model], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of the programs' tensors that a graph takes, and that are too large to lie in it."""
+    found: dict[str, torch.Tensor] = {}
+    for model in models:
+        for name, value in model.graph.initializers.items():
+            if _is_large(value):
+                found[name] = tensors[name]
+    return found
+
+
+def runtime_version() -> str:
+    """Major and minor number of the installed onnxruntime."""
+    return ".".join(str(onnxruntime.__version__).split(".")[:2])
+
+
+def _is_large(value: ir.Value) -> bool:
+    return value.const_value is not None and value.const_value.nbytes > _EMBEDDED
+
+
+def constants_of(program: ExportedProgram) -> dict[str, torch.Tensor]:
+    """Every parameter, buffer and lifted constant by its name."""
+    return {**program.state_dict, **{n: t for n, t in program.constants.items() if isinstance(t, torch.Tensor)}}
+
+
+def write(model: ir.Model, path: Path, places: Mapping[str, tuple[int, int]], weights: str) -> None:
+    """Writes a model whose initializers of these names lie at `places` (offset and length) in the file `weights`."""
+    for name, (offset, length) in places.items():
+        value = model.graph.initializers.get(name)
+        if value is not None:
+            assert value.dtype is not None
+            assert value.shape is not None
+            value.const_value = ir.ExternalTensor(
+                weights, offset, length, value.dtype, shape=value.shape, name=name, base_dir=path.parent
+            )
+    ir.save(model, path)
+
+
+def optimized(model: ir.Model) -> ir.Model:
+    """The model after onnxruntime's extended optimizations, which fuse operators to some of the domain com.microsoft.
+
+    (Its basic ones, which keep to standard operators, find nothing to do in these graphs.) Large initializers are
+    inputs meanwhile: nothing is made of them that the shared file would not hold.
+    """
+    graph = model.graph
+    large = {name: value for name, value in graph.initializers.items() if _is_large(value)}
+    inputs = len(graph.inputs)
+    for name, value in large.items():
+        graph.initializers.pop(name)
+        graph.inputs.append(value)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.log_severity_level = 4
+    with tempfile.TemporaryDirectory(prefix="nanochat_x-onnx-") as scratch:
+        source, result = Path(scratch) / "source.onnx", Path(scratch) / "result.onnx"
+        ir.save(model, source)
+        options.optimized_model_filepath = str(result)
+        onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        found = ir.from_proto(onnx.load(result))
+    used = {node.domain for node in found.graph}
+    for domain in [domain for domain in found.opset_imports if domain not in used]:
+        del found.opset_imports[domain]
+    for value in list(found.graph.inputs)[inputs:]:
+        assert value.name is not None
+        value.const_value = large[value.name].const_value
+        found.graph.inputs.remove(value)
+        found.graph.register_initializer(value)
+    return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's talk (torchvision is not installed, a function will go away) is not the user's business."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
