@@ -123,6 +123,8 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--march", metavar="ISA",
                      help="aoti: instruction set, as the C++ compiler calls it; x86-64-v3 runs on every CPU with "
                           "AVX2. Default: this machine's."),
+        click.option("--max-batch", type=Integer(1), metavar="N",
+                     help="executorch: rows that one step of one token takes; larger batches are split. Default: 8."),
     )  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -132,7 +134,8 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @cli.command()
 @checkpoint_options
 @click.option("--target", "targets", type=click.Choice([*PROGRAMS, "all"]), multiple=True, default=["aoti"],
-              show_default=True, help="What to lower to; repeatable. aoti: AOTInductor, machine code.")  # fmt: skip
+              show_default=True, help="What to lower to; repeatable. aoti: AOTInductor, machine code. "
+                   "executorch: a .pte for XNNPACK, for phones too.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
               help="The bundle to write; with several targets, the folder that gets one a target. "
                    "Default: ./nanochat-TAG-TARGET.")  # fmt: skip
