@@ -28,7 +28,9 @@ from nanochat_x.errors import RunnerError, UsageError
 from nanochat_x.runtimes import cmake_prefixes, runtime_versions, torch_version
 
 #: target -> its runner program. A target without a program here cannot be run.
-PROGRAMS = {"aoti": "nanochat-aoti", "onnx": "nanochat-onnx"}
+PROGRAMS = {
+    "aoti": "nanochat-aoti", "onnx": "nanochat-onnx", "executorch": "nanochat-executorch"
+}  # fmt: skip
 
 STAMP = "nanochat_x-stamp.json"
 LOG = "build.log"

@@ -46,21 +46,21 @@ def capture(model: GPT, max_seq_len: int, *, cached: bool = True) -> Captured:
 
     Raises CaptureError if torch.export cannot, or makes a dimension of the contract static.
     """
-    sizes = _example_sizes(model.spec, max_seq_len)
+    sizes = sizes_for_examples(model.spec, max_seq_len)
     batch, steps, slots = next(sizes), next(sizes), next(sizes)
     ids = torch.zeros(batch, steps, dtype=torch.long)
-    full = _export(ExportableGPT(model, max_seq_len), (ids,), (dict(enumerate(_dims(max_seq_len)[:2])),))
+    full = export_program(ExportableGPT(model, max_seq_len), (ids,), (dict(enumerate(_dims(max_seq_len)[:2])),))
     _check_dynamic(full, "full", {"input_ids": (0, 1)})
     if not cached:
         return Captured(model.spec, model.dtype, max_seq_len, full, None, None)
 
     wrapper = ExportableGPTWithCache(model, max_seq_len)
-    whole = _export(wrapper, cached_example(wrapper, batch, steps, slots), _cached_dims(max_seq_len))
+    whole = export_program(wrapper, cached_example(wrapper, batch, steps, slots), _cached_dims(max_seq_len))
     _check_dynamic(whole, "cached", {"input_ids": (0, 1), "cache_k": (1, 3), "cache_v": (1, 3), "position": (0,)})
 
     # The step of one token is by far the most frequent one, and a compiler does better when it knows T = 1.
     one = cached_example(wrapper, batch, 1, slots)
-    decode = _export(whole.module(check_guards=False), one, _cached_dims(max_seq_len, decode=True))
+    decode = export_program(whole.module(check_guards=False), one, _cached_dims(max_seq_len, decode=True))
     _check_dynamic(decode, "decode", {"input_ids": (0,), "cache_k": (1, 3), "cache_v": (1, 3), "position": (0,)})
     return Captured(model.spec, model.dtype, max_seq_len, full, whole, decode)
 
@@ -119,7 +119,11 @@ def _dims(max_seq_len: int) -> tuple[Dim, Dim, Dim]:
     return Dim("batch", min=1), Dim("steps", min=1, max=most), Dim("slots", min=0, max=most)
 
 
-def _export(module: torch.nn.Module, args: tuple[Any, ...], dims: tuple[dict[int, Any], ...]) -> ExportedProgram:
+def export_program(module: torch.nn.Module, args: tuple[Any, ...], dims: tuple[Any, ...]) -> ExportedProgram:
+    """One torch.export in which every dimension named in `dims` stays open, down to sizes of 0 and 1.
+
+    `module` may be a captured program's, for a target that needs it with other bounds. Raises CaptureError.
+    """
     # Without this, export takes it for granted that no size is 0 or 1, and guards against them.
     config: Any = torch.fx.experimental._config
     try:
@@ -129,7 +133,7 @@ def _export(module: torch.nn.Module, args: tuple[Any, ...], dims: tuple[dict[int
         raise CaptureError(f"torch.export failed on {type(module).__name__}: {str(error).splitlines()[0]}") from error
 
 
-def _example_sizes(spec: ModelSpec, max_seq_len: int) -> Iterator[int]:
+def sizes_for_examples(spec: ModelSpec, max_seq_len: int) -> Iterator[int]:
     """Small primes that equal no size of the model.
 
     torch.export may take two dimensions of equal example size for one (pytorch#153896).

@@ -127,6 +127,8 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="onnx: version of the operators, 18 to 23; older runtimes take older ones. Default: 23."),
         click.option("--optimize", is_flag=True, default=None,
                      help="onnx: let onnxruntime fuse operators beforehand, to some that it alone has."),
+        click.option("--max-batch", type=Integer(1), metavar="N",
+                     help="executorch: rows that one step of one token takes; larger batches are split. Default: 8."),
     )  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -136,8 +138,8 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @cli.command()
 @checkpoint_options
 @click.option("--target", "targets", type=click.Choice([*PROGRAMS, "all"]), multiple=True, default=["aoti"],
-              show_default=True, help="What to lower to; repeatable. aoti: AOTInductor, machine code; "
-                                      "onnx: graphs for onnxruntime.")  # fmt: skip
+              show_default=True, help="What to lower to; repeatable. aoti: AOTInductor, machine code; torchscript: one "
+                   "file for libtorch; onnx: graphs for onnxruntime; executorch: a .pte for phones too.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
               help="The bundle to write; with several targets, the folder that gets one a target. "
                    "Default: ./nanochat-TAG-TARGET.")  # fmt: skip

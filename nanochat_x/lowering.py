@@ -232,6 +232,7 @@ def make_manifest(
         "contract": describe_contract(captured),
         "machine": _machine_json(lowered.machine),
         "programs": lowered.programs,
+        **({"limits": lowered.limits} if lowered.limits else {}),
         "weights": WEIGHTS if lowered.weights else "",
         "tokenizer": TOKENIZER,
         "special_tokens": dict(checkpoint.tokenizer.special_tokens),

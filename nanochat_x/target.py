@@ -31,6 +31,7 @@ class Lowered:
     programs: dict[str, str]  # role ("prefill", "decode", "full") -> file name in the folder
     weights: dict[str, torch.Tensor] = field(default_factory=dict)  # to be written once, for all programs
     machine: Machine = field(default_factory=Machine)
+    limits: dict[str, int] = field(default_factory=dict)  # of one call, below the contract's; the runner splits calls
 
 
 class Target(Protocol):

@@ -12,10 +12,10 @@ from nanochat_x.capture import (
     CACHED_INPUTS,
     Captured,
     _check_dynamic,
-    _example_sizes,
     cached_example,
     capture,
     describe_contract,
+    sizes_for_examples,
 )
 from nanochat_x.errors import CaptureError
 from nanochat_x.wrappers import ExportableGPT, ExportableGPTWithCache
@@ -96,9 +96,9 @@ def test_a_specialised_dimension_is_caught() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_example_sizes_are_no_size_of_the_model(name: str) -> None:
+def testsizes_for_examples_are_no_size_of_the_model(name: str) -> None:
     spec, _ = weights_of(name)
-    sizes = [size for size, _ in zip(_example_sizes(spec, MAX_SEQ_LEN), range(3), strict=False)]
+    sizes = [size for size, _ in zip(sizes_for_examples(spec, MAX_SEQ_LEN), range(3), strict=False)]
     assert len(set(sizes)) == 3
     assert not {spec.n_layer, spec.n_head, spec.n_kv_head, spec.head_dim, 1, 0} & set(sizes)
 

@@ -102,6 +102,16 @@ void HostCache::append(const std::byte* new_keys, const std::byte* new_values, s
     throw Error("the KV cache has " + std::to_string(rows_) + " rows, but " + std::to_string(position.size()) +
                 " positions were given");
   }
+  append_rows(new_keys, new_values, 0, position, length);
+}
+
+void HostCache::append_rows(const std::byte* new_keys, const std::byte* new_values, std::int64_t first_row,
+                            std::span<const std::int64_t> position, std::int64_t length) {
+  const auto count = static_cast<std::int64_t>(position.size());
+  if (first_row < 0 || first_row > rows_ || count > rows_ - first_row) {
+    throw Error("the KV cache has " + std::to_string(rows_) + " rows, not " + std::to_string(count) + " from row " +
+                std::to_string(first_row) + " on");
+  }
   for (const std::int64_t p : position) {
     if (p < 0 || length < 0 || length > capacity_ || p > capacity_ - length) {
       throw Error("the KV cache has room for " + std::to_string(capacity_) + " positions, not for " +
@@ -113,9 +123,9 @@ void HostCache::append(const std::byte* new_keys, const std::byte* new_values, s
   if (bytes == 0) return;
   const std::byte *from_keys = new_keys, *from_values = new_values;
   for (std::int64_t layer = 0; layer < n_layer_; ++layer) {
-    for (std::int64_t row = 0; row < rows_; ++row) {
+    for (std::int64_t row = 0; row < count; ++row) {
       for (std::int64_t head = 0; head < n_kv_head_; ++head, from_keys += bytes, from_values += bytes) {
-        const auto to_head = ((layer * rows_ + row) * n_kv_head_ + head) * capacity_;
+        const auto to_head = ((layer * rows_ + first_row + row) * n_kv_head_ + head) * capacity_;
         const auto to = (to_head + position[static_cast<std::size_t>(row)]) * position_bytes;
         std::memcpy(keys() + to, from_keys, bytes);
         std::memcpy(values() + to, from_values, bytes);

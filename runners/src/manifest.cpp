@@ -133,6 +133,12 @@ void read_programs(const ObjectReader& manifest, Manifest& out) {
   }
 }
 
+void read_limits(const ObjectReader& manifest, Manifest& out) {
+  if (!manifest.has("limits")) return;
+  const ObjectReader limits = manifest.object("limits");
+  for (const std::string& name : limits.keys()) out.limits[name] = limits.integer(name, 1, kMaxSize);
+}
+
 /// What the runner does not need, but the format promises: a manifest without it was not written whole.
 void check_the_rest(const ObjectReader& manifest) {
   (void)not_empty(manifest, "nanochat_x_version");
@@ -169,6 +175,7 @@ Manifest parse_manifest(std::string_view text, const std::string& where) {
   out.max_seq_len = manifest.integer("max_seq_len", 1, kMaxSize);
   read_machine(manifest.object("machine"), out);
   read_programs(manifest, out);
+  read_limits(manifest, out);
   // "" says that the weights are inside the programs
   if (!manifest.string("weights").empty()) out.weights = relative_path(manifest, "weights");
   out.tokenizer = relative_path(manifest, "tokenizer");

@@ -165,3 +165,30 @@ TEST_CASE("what a cache refuses") {
   CHECK(contains(copy_error({}, 1, 3), "needs 1 row or more"));
   CHECK(wrong_elements(cache, {0, 1}, {4, 4}) == 0);
 }
+
+TEST_CASE("rows of a part of the cache") {
+  HostCache cache(manifest(), 3, 5);
+  append(cache, {0, 0, 0}, 2);
+  constexpr std::size_t kRow = kLayers * kHeads * kWidth;
+  std::vector<float> rows(kRow);
+  for (std::size_t i = 0; i < kRow; ++i) rows[i] = 1000.0F + static_cast<float>(i);
+  const auto* bytes = reinterpret_cast<const std::byte*>(rows.data());
+  const std::int64_t position[] = {4};
+  const auto* keys = reinterpret_cast<const float*>(cache.keys());
+  const std::vector<float> before(keys, keys + kRow * 3 * 5);
+  cache.append_rows(bytes, bytes, 1, position, 1);
+  std::size_t changed = 0;
+  for (std::size_t i = 0; i < before.size(); ++i) changed += keys[i] != before[i] ? 1 : 0;
+  CHECK(changed == kRow);
+  for (std::int64_t layer = 0; layer < kLayers; ++layer) {
+    for (std::int64_t head = 0; head < kHeads; ++head) {  // [layer, row 1, head, position 4, width]
+      CHECK(keys[(((layer * 3 + 1) * kHeads + head) * 5 + 4) * kWidth] ==
+            1000.0F + static_cast<float>((layer * kHeads + head) * kWidth));
+    }
+  }
+  const auto refused = [&](std::int64_t first) {
+    return error_of([&] { cache.append_rows(bytes, bytes, first, position, 1); });
+  };
+  CHECK(contains(refused(3), "has 3 rows, not 1 from row 3 on"));
+  CHECK(contains(refused(-1), "not 1 from row -1 on"));
+}

@@ -31,6 +31,7 @@ struct Manifest {
   std::string torch_version;                    ///< the programs' own; empty: does not matter to this target
   std::string runtime_version;                  ///< the least that the target's runtime must have; empty: any
   std::map<std::string, std::string> programs;  ///< role ("prefill", "decode", "full", ...) -> path of the file
+  std::map<std::string, std::int64_t> limits;   ///< upper bounds of one call; none: those of the contract
   std::string weights;                          ///< path of the safetensors file; empty: inside the programs
   std::string tokenizer;                        ///< path of tokenizer.json
   std::vector<BundleFile> files;

@@ -30,6 +30,9 @@ class HostCache : public Cache {
   /// with nothing copied, for another number of positions than rows or past the capacity.
   void append(const std::byte* new_keys, const std::byte* new_values, std::span<const std::int64_t> position,
               std::int64_t length);
+  /// The same for the position.size() rows from `first_row` on, which is what a program that takes fewer rows returns.
+  void append_rows(const std::byte* new_keys, const std::byte* new_values, std::int64_t first_row,
+                   std::span<const std::int64_t> position, std::int64_t length);
 
  private:
   HostCache(std::int64_t n_layer, std::int64_t n_kv_head, std::int64_t head_dim, std::int64_t element_size,

@@ -1,0 +1,117 @@
+"""ExecuTorch: one .pte for XNNPACK, its methods `prefill`, `decode` and `full` sharing one set of weights."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch.export import ExportedProgram
+
+from nanochat_x.capture import Captured
+from nanochat_x.console import Progress, format_size
+from nanochat_x.errors import LoweringError, UsageError
+from nanochat_x.target import Lowered, Machine
+from nanochat_x.targets.executorch_graph import Bounds, bounded_programs
+
+#: Options of `lower` beyond those of every target.
+OPTIONS = frozenset({"max_batch"})
+#: XNNPACK has no kernels for bfloat16.
+DTYPES = frozenset({"float32", "float16"})
+
+VERSION = "1.5.1"
+REMEDY = f"pip install executorch=={VERSION}"
+FILE = "model.pte"
+
+#: Rows of one decode step. The weights are read once for all of them, and a chat asks for few samples at a time.
+MAX_BATCH = 8
+MOST_BATCH = 1024
+#: New tokens of one prefill. Enough for the products to run at full speed; memory is planned for so many logits.
+MAX_STEPS = 128
+
+#: What XNNPACK computes: the products, and what stands between them without changing a shape. Its partitioner would
+#: take views, slices and the like too, but not with two dynamic dimensions, and fails on them instead of leaving them.
+DELEGATED = (
+    "AddConfig", "BMMConfig", "DivConfig", "LinearConfig", "MulConfig", "PowConfig", "ReciprocalSquareRootConfig",
+    "ReLUConfig", "SigmoidConfig", "SoftmaxConfig", "SubConfig", "TanhConfig",
+)  # fmt: skip
+
+
+class ExecuTorch:
+    """Lowers to `model.pte`."""
+
+    name = "executorch"
+
+    def __init__(self, max_batch: int = MAX_BATCH) -> None:
+        """`max_batch`: rows of one decode step at most. Raises UsageError, LoweringError without the package."""
+        if not 1 <= max_batch <= MOST_BATCH:
+            raise UsageError(f"--max-batch {max_batch} is not 1 to {MOST_BATCH}", remedy="choose a smaller one")
+        if importlib.util.find_spec("executorch") is None:
+            raise LoweringError("the target executorch needs the package executorch", remedy=REMEDY)
+        self.bounds = Bounds(max_batch, MAX_STEPS)
+        # A .pte runs on any machine for which there is a runtime. A runtime reads what older ones could; what it will
+        # do with a file from a newer one (a kernel's schema that it lacks) nobody promises.
+        self.machine = Machine(runtime_version=importlib.metadata.version("executorch").split("+")[0])
+
+    def lower(self, captured: Captured, folder: Path, progress: Progress) -> Lowered:
+        """Writes `model.pte` into `folder`. Raises LoweringError if ExecuTorch fails."""
+        with progress.stage("bound dimensions"):
+            programs = bounded_programs(captured, self.bounds)
+        path = folder / FILE
+        with progress.stage("lower to ExecuTorch") as stage, _quiet():
+            _write(programs, path)
+            stage.detail(format_size(path.stat().st_size))
+        return Lowered(
+            programs=dict.fromkeys(programs, path.name),
+            machine=self.machine,
+            limits={"batch": self.bounds.batch, "steps": min(self.bounds.steps, captured.max_seq_len)},
+        )
+
+
+def make_target(max_batch: int = MAX_BATCH, *, will_run: bool = False) -> ExecuTorch:
+    """The target. Raises UsageError for a batch out of range, LoweringError without the package."""
+    del will_run  # a .pte is no machine code: it runs here as anywhere
+    return ExecuTorch(max_batch)
+
+
+def _write(programs: dict[str, ExportedProgram], path: Path) -> None:
+    from executorch.backends.xnnpack.partition import config as xnnpack
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+    from executorch.exir.passes import MemoryPlanningPass
+
+    try:
+        edge = to_edge_transform_and_lower(
+            programs,
+            partitioner=[XnnpackPartitioner(configs=[getattr(xnnpack, name) for name in DELEGATED])],
+            # The check knows only core ATen operators and refuses others that have kernels.
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        )
+        # The caller's own memory serves as inputs and outputs: a cache is never copied, logits are written in place.
+        planning: Any = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
+        lowered = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
+        with path.open("wb") as stream:
+            lowered.write_to_file(stream)
+    except OSError:
+        raise
+    except Exception as error:  # ExecuTorch raises many types, none with a common base
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise LoweringError(f"ExecuTorch failed: {lines[0].strip()}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Warnings inside torch's and ExecuTorch's own code are not the user's business."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,258 @@
+"""ExecuTorch bundles through the C++ runner and through ExecuTorch's own Python runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bundles import edit_manifest, lower_bundle
+from models import GENERATIONS, MAX_SEQ_LEN, NAMES, exact_logits, golden_of, largest
+from safetensors.torch import load_file, save_file
+
+from nanochat_x.build import ensure_built
+from nanochat_x.errors import LoweringError, RunnerError, UsageError
+from nanochat_x.runner import Runner
+from nanochat_x.targets.executorch import MAX_STEPS, make_target
+
+MODES: dict[str, dict[str, Any]] = {
+    "prefill": {},
+    "no-cache": {"cache": False},
+    "by-one": {"chunks": (1,)},
+    "by-3-1-16": {"chunks": (3, 1, 16)},
+}
+FACTOR = 4.0  # as in test_aoti.py
+MAX_BATCH = 3  # small, so that tests cross it
+
+
+@pytest.fixture(scope="session")
+def pte_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The bundle of one of tests/data/generations, lowered when it is first asked for."""
+    folder = tmp_path_factory.mktemp("executorch")
+
+    @cache
+    def bundle(name: str) -> Path:
+        return lower_bundle(
+            folder / name, "executorch", base_dir=GENERATIONS / name, max_seq_len=MAX_SEQ_LEN,
+            options={"max_batch": MAX_BATCH},
+        )  # fmt: skip
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def demo_pte(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model."""
+    return lower_bundle(tmp_path_factory.mktemp("executorch-demo") / "bundle", "executorch", source="demo")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_logits(name: str, mode: str, pte_bundle: Callable[[str], Path], tmp_path: Path) -> None:
+    golden = golden_of(name)
+    # the longest case is longer than what one prefill takes
+    assert max(ids.shape[1] for ids in golden.input_ids.values()) > MAX_STEPS
+    save_file({f"{case}.input_ids": ids for case, ids in golden.input_ids.items()}, tmp_path / "in.safetensors")
+    Runner(pte_bundle(name)).forward(tmp_path / "in.safetensors", tmp_path / "out.safetensors", **MODES[mode])
+    got = load_file(tmp_path / "out.safetensors")
+    assert set(got) == {f"{case}.logits" for case in golden.logits}
+    for case, want in golden.logits.items():
+        exact = exact_logits(name, golden.input_ids[case])
+        assert largest(got[f"{case}.logits"] - exact) <= FACTOR * largest(want - exact)
+        assert largest(got[f"{case}.logits"] - want) <= 2e-4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_greedy_tokens(name: str, pte_bundle: Callable[[str], Path]) -> None:
+    golden = golden_of(name)
+    prompt = ",".join(map(str, golden.greedy_prompt))
+    answer = Runner(pte_bundle(name)).json(
+        "generate", "--raw", "--temperature=0", f"--prompt-ids={prompt}", f"--max-tokens={len(golden.greedy_tokens)}",
+        "--json",
+    )  # fmt: skip
+    assert answer["samples"][0]["ids"] == golden.greedy_tokens
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_more_rows_than_one_call_takes(mode: str, pte_bundle: Callable[[str], Path], tmp_path: Path) -> None:
+    """Two full groups of rows and one row more, each row another text."""
+    name = "2026-07-smear"
+    ids = torch.randint(256, (2 * MAX_BATCH + 1, 21), generator=torch.Generator().manual_seed(5))
+    save_file({"many.input_ids": ids}, tmp_path / "in.safetensors")
+    Runner(pte_bundle(name)).forward(tmp_path / "in.safetensors", tmp_path / "out.safetensors", **MODES[mode])
+    got = load_file(tmp_path / "out.safetensors")["many.logits"]
+    assert largest(got - exact_logits(name, ids)) <= 5e-5
+
+
+def test_samples_do_not_depend_on_each_other(pte_bundle: Callable[[str], Path]) -> None:
+    options = ("--raw", "--prompt-ids=1,2,3", "--max-tokens=16", "--seed=7", "--json")
+    runner = Runner(pte_bundle("2026-07-smear"))
+    several = runner.json("generate", *options, f"--num-samples={MAX_BATCH + 2}")["samples"]
+    assert runner.json("generate", *options)["samples"] == several[:1]
+    assert len({tuple(sample["ids"]) for sample in several}) == MAX_BATCH + 2
+
+
+def test_transcripts(demo_pte: Path, data_dir: Path, tmp_path: Path) -> None:
+    """Conversations by nanochat's own engine: prompts, tokens, masks and texts, with the calculator at work."""
+    transcripts = json.loads((data_dir / "transcripts.json").read_text())
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps([[turn["user"] for turn in conversation] for conversation in transcripts]))
+    options = (f"--script={script}", "--json", "--temperature=0", "--max-tokens=96")
+    assert Runner(demo_pte).json("chat", *options) == transcripts
+
+
+def test_weights_are_in_the_file_once(demo_pte: Path) -> None:
+    manifest = json.loads((demo_pte / "manifest.json").read_text())
+    assert manifest["programs"] == {"prefill": "model.pte", "decode": "model.pte", "full": "model.pte"}
+    assert manifest["weights"] == ""
+    assert manifest["limits"] == {"batch": 8, "steps": MAX_STEPS}
+    assert manifest["machine"] == {"runtime_version": "1.5.1"}
+    stored = sum(file["size"] for file in manifest["files"] if file["path"] == "model.pte")
+    checkpoint = 4.5e6 * 4  # parameters in float32; a part of them stays bfloat16
+    assert stored < 1.1 * checkpoint
+
+
+def test_the_runner_needs_neither_python_nor_torch() -> None:
+    program = ensure_built("executorch").program
+    libraries = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    names = re.sub(r"=> \S+", "", libraries)  # a folder may be named so
+    assert "libexecutorch.so" in names
+    assert "python" not in names
+    assert "torch_cpu" not in names
+    assert "libc10" not in names
+
+
+PYTHON_RUNTIME = """
+import sys, torch
+from executorch.runtime import Runtime, Verification
+from safetensors.torch import load_file, save_file
+ids = load_file(sys.argv[2])["ids"]
+layers, heads, width = map(int, sys.argv[4:7])
+program = Runtime.get().load_program(sys.argv[1], verification=Verification.InternalConsistency)
+assert set(program.method_names) == {"prefill", "decode", "full"}
+prefill, decode = program.load_method("prefill"), program.load_method("decode")
+split = ids.shape[1] - 3
+cache = [torch.zeros(1, heads, ids.shape[1], width) for _ in range(2 * layers)]
+def step(method, begin, end):
+    before = ids[:, max(begin - 1, 0) : max(begin, 1)]
+    logits, *new = method.execute([ids[:, begin:end].contiguous(), before.contiguous(), torch.tensor([begin]), *cache])
+    for layer in range(layers):
+        for kind in (0, 1):
+            cache[2 * layer + kind][:, :, begin:end] = new[kind][layer]
+    return logits.clone()
+parts = [step(prefill, 0, split)] + [step(decode, t, t + 1) for t in range(split, ids.shape[1])]
+full = program.load_method("full").execute([ids])[0]
+save_file({"cached": torch.cat(parts, 1), "full": full.clone()}, sys.argv[3])
+"""
+
+
+def test_under_executorchs_own_python(pte_bundle: Callable[[str], Path], tmp_path: Path) -> None:
+    """The way that docs/executorch.md describes, without anything of ours; a process of its own for its libraries."""
+    name = "2026-01-lambdas"
+    bundle = pte_bundle(name)
+    model = json.loads((bundle / "manifest.json").read_text())["model"]
+    ids = golden_of(name).input_ids["case1"][:1].contiguous()
+    save_file({"ids": ids}, tmp_path / "in.safetensors")
+    sizes = (model["n_layer"], model["n_kv_head"], model["n_embd"] // model["n_head"])
+    subprocess.run(
+        [sys.executable, "-c", PYTHON_RUNTIME, bundle / "model.pte", tmp_path / "in.safetensors",
+         tmp_path / "out.safetensors", *map(str, sizes)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    got = load_file(tmp_path / "out.safetensors")
+    exact = exact_logits(name, ids)
+    assert largest(got["full"] - exact) <= 5e-5
+    assert largest(got["cached"] - exact) <= 5e-5
+
+
+@pytest.fixture
+def spoilt(pte_bundle: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy of a bundle that a test may spoil."""
+    return Path(shutil.copytree(pte_bundle("2025-12-classic"), tmp_path / "copy"))
+
+
+def refusal(bundle: Path) -> str:
+    """What the runner says instead of generating."""
+    with pytest.raises(RunnerError) as caught:
+        Runner(bundle).run("generate", "--raw", "--prompt-ids=1", "--max-tokens=1", "--temperature=0")
+    return str(caught.value)
+
+
+def test_a_corrupted_file_is_refused_by_its_hash(spoilt: Path) -> None:
+    data = bytearray((spoilt / "model.pte").read_bytes())
+    data[len(data) // 2] ^= 1
+    (spoilt / "model.pte").write_bytes(data)
+    assert "model.pte" in refusal(spoilt)
+    assert re.search("SHA-256|hash", refusal(spoilt))
+
+
+def test_garbage_with_the_right_hash_is_one_line(spoilt: Path) -> None:
+    garbage = b"no program" * 100
+    (spoilt / "model.pte").write_bytes(garbage)
+
+    def change(manifest: dict[str, Any]) -> None:
+        (entry,) = [file for file in manifest["files"] if file["path"] == "model.pte"]
+        entry |= {"size": len(garbage), "sha256": hashlib.sha256(garbage).hexdigest()}
+
+    edit_manifest(spoilt, change)
+    assert "cannot read model.pte" in refusal(spoilt)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda m: m["machine"].update(runtime_version="99.0"), r"needs version 99\.0 or newer of the executorch"),
+        (lambda m: m.pop("limits"), r"has no limits\.batch"),
+        (lambda m: m["limits"].update(batch=99), "method decode has other inputs than the manifest says"),
+        (lambda m: m["model"].update(vocab_size=99), "has other outputs than the manifest says|vocab"),
+        (lambda m: m.update(max_seq_len=100_000), "has other inputs than the manifest says"),
+        (lambda m: m.update(dtype="bfloat16"), "float32 and float16, not in bfloat16"),
+    ],
+)
+def test_a_manifest_that_does_not_fit(spoilt: Path, change: Callable[[dict[str, Any]], object], said: str) -> None:
+    edit_manifest(spoilt, change)
+    assert re.search(said, refusal(spoilt))
+
+
+def test_no_other_device(pte_bundle: Callable[[str], Path]) -> None:
+    with pytest.raises(RunnerError, match=r"for the CPU .*not for the device 'cuda'"):
+        Runner(pte_bundle("2025-12-classic")).run("generate", "--raw", "--prompt-ids=1", "--device=cuda")
+
+
+def test_threads(pte_bundle: Callable[[str], Path]) -> None:
+    options = ("--raw", "--temperature=0", "--prompt-ids=1,2,3", "--max-tokens=8", "--json")
+    runner = Runner(pte_bundle("2025-12-classic"))
+    answers = [runner.json("generate", *options, f"--threads={n}")["samples"][0]["ids"] for n in (1, 3)]
+    assert answers[0] == answers[1]
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    """float16, verified by the rule; without a cache, which spares two lowerings."""
+    name = "2025-12-classic"
+    bundle = lower_bundle(
+        tmp_path / "half", "executorch", base_dir=GENERATIONS / name, max_seq_len=64, dtype="float16", cached=False
+    )
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["programs"] == {"full": "model.pte"}
+    assert 0 < manifest["verification"]["largest_ratio"] <= FACTOR
+
+
+def test_what_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has no bfloat16.*float16 or float32"):
+        lower_bundle(tmp_path / "b", "executorch", source="demo", dtype="bfloat16")
+    for number in (0, 1025):
+        with pytest.raises(UsageError, match=f"--max-batch {number} is not 1 to 1024"):
+            make_target(max_batch=number)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(LoweringError, match=r"needs the package executorch; pip install executorch==1\.5\.1"):
+        make_target()
+    assert not (tmp_path / "b").exists()
