@@ -29,8 +29,11 @@ from nanochat_x.runtimes import cmake_prefixes, runtime_versions, torch_version
 
 #: target -> its runner program. A target without a program here cannot be run.
 PROGRAMS = {
-    "aoti": "nanochat-aoti", "onnx": "nanochat-onnx", "executorch": "nanochat-executorch"
-}  # fmt: skip
+    "aoti": "nanochat-aoti",
+    "torchscript": "nanochat-torchscript",
+    "onnx": "nanochat-onnx",
+    "executorch": "nanochat-executorch",
+}
 
 STAMP = "nanochat_x-stamp.json"
 LOG = "build.log"

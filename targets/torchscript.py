@@ -18,7 +18,7 @@ from nanochat_x.errors import LoweringError
 from nanochat_x.target import Lowered, Machine
 from nanochat_x.targets.torchscript_source import MethodSource, method_source
 
-#: Names of `lower`'s options that this target takes beyond the common ones.
+DTYPES = frozenset({"float32", "bfloat16", "float16"})
 OPTIONS: frozenset[str] = frozenset()
 
 FILE = "model.pt"
@@ -34,14 +34,16 @@ class TorchScript:
 
     def lower(self, captured: Captured, folder: Path, progress: Progress) -> Lowered:
         """Writes the file into `folder`. Raises LoweringError for what cannot be said in TorchScript."""
-        programs = {"full": captured.full, "prefill": captured.cached, "decode": captured.decode}
+        programs = captured.programs()
         with progress.stage("write TorchScript") as stage:
             module = script_module(programs)
+            if captured.cached is not None:
+                module.define(empty_cache_source(captured))
             save(module, folder / FILE)
             stage.detail(format_size((folder / FILE).stat().st_size))
         # A file is read by the torch that wrote it and by newer ones.
         version = torch.__version__.split("+")[0]
-        return Lowered(programs=dict.fromkeys(programs, FILE), machine=Machine(torch_version=version))
+        return Lowered(programs=dict.fromkeys(programs, FILE), machine=Machine(runtime_version=version))
 
 
 def make_target(*, will_run: bool = False) -> TorchScript:
@@ -64,6 +66,14 @@ def script_module(programs: Mapping[str, ExportedProgram]) -> torch.jit.ScriptMo
     for role, program in programs.items():
         _define(module, METHODS[role], method_source(METHODS[role], program, _attribute))
     return module
+
+
+def empty_cache_source(captured: Captured) -> str:
+    """The method `empty_cache(batch, slots)`: zeroed cache_k and cache_v, whose sizes a lone file cannot tell."""
+    spec = captured.spec
+    shape = f"[{spec.n_layer}, batch, {spec.n_kv_head}, slots, {spec.head_dim}]"
+    zeros = f"torch.zeros({shape}, dtype={captured.dtype}, device=self.cos.device)"
+    return f"def empty_cache(self, batch: int, slots: int) -> Tuple[Tensor, Tensor]:\n    return {zeros}, {zeros}\n"
 
 
 def save(module: torch.jit.ScriptModule, path: Path) -> None:
@@ -134,5 +144,7 @@ def _define(module: torch.jit.ScriptModule, name: str, source: MethodSource) -> 
     compiled = tuple(node.schema().split("(")[0] for node in nodes)
     if compiled != source.operators:
         different = next((pair for pair in zip(source.operators, compiled, strict=False) if pair[0] != pair[1]), None)
-        what = f"{different[1]} for {different[0]}" if different else f"{len(compiled)} calls for {len(source.operators)}"
+        what = (
+            f"{different[1]} for {different[0]}" if different else f"{len(compiled)} calls for {len(source.operators)}"
+        )
         raise LoweringError(f"TorchScript compiled {what} in the method {name}")
