@@ -20,9 +20,9 @@ OPTIONS = frozenset({"opset", "optimize"})
 #: onnxruntime's CPU provider multiplies no bfloat16 matrices.
 DTYPES = frozenset({"float32", "float16"})
 
-#: opset -> the least onnxruntime that takes it, as onnxruntime's table has it
-#: (https://onnxruntime.ai/docs/reference/compatibility.html) and as loading a graph of each showed. torch 2.13's
-#: exporter writes no newer opset than the last.
+#: opset -> the least onnxruntime that takes it. 22 and 23 were found by loading graphs with onnxruntime 1.19 to 1.27;
+#: older ones are from its table (https://onnxruntime.ai/docs/reference/compatibility.html). torch 2.13's exporter
+#: writes no newer opset than the last.
 RUNTIMES = {18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.21", 23: "1.23"}
 DEFAULT_OPSET = max(RUNTIMES)
 
@@ -71,6 +71,8 @@ class Onnx:
                     models[file] = onnx_graph.export_graph(program, self.opset, cached=role != "full")
                     if self.optimize:
                         models[file] = onnx_graph.optimized(models[file])
+                except LoweringError:
+                    raise
                 except Exception as error:  # the exporter raises many types, none with a common base
                     raise LoweringError(f"exporting {file} failed: {_first_line(error)}") from error
                 stage.detail(f"{models[file].graph.num_nodes()} nodes")

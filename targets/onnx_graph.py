@@ -21,6 +21,7 @@ from onnxscript.optimizer import optimize_ir
 from torch.export import ExportedProgram
 
 from nanochat_x.capture import CACHED_INPUTS, CACHED_OUTPUTS, FULL_INPUTS, FULL_OUTPUTS
+from nanochat_x.errors import LoweringError
 
 #: onnxscript types its operators' arguments by tensors of their element type, not by what a graph is made of.
 _op: Any = opset18
@@ -56,6 +57,8 @@ def export_graph(program: ExportedProgram, opset: int, *, cached: bool) -> ir.Mo
         _fuse_norms(model.graph)
     RemoveUnusedNodesPass()(model)
     _name_axes(model.graph)
+    if cached:
+        _split_cache(model.graph)
     ClearMetadataAndDocStringPass()(model)  # stack traces, with the folders of this machine
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
     model.producer_name = "nanochat_x"
@@ -119,10 +122,16 @@ def _fuse_norms(graph: ir.Graph) -> None:
         fused = ir.node(
             "RMSNormalization", [x, scales[key]], attributes={"axis": -1, "epsilon": epsilon, "stash_type": 1}
         )
-        out = node.outputs[0]
-        fused.outputs[0].name, fused.outputs[0].shape, fused.outputs[0].type = out.name, out.shape, out.type
-        graph.insert_after(node, fused)
-        out.replace_all_uses_with(fused.outputs[0], replace_graph_outputs=True)
+        _replace(graph, node, fused)
+
+
+def _replace(graph: ir.Graph, node: ir.Node, other: ir.Node) -> None:
+    """Puts another node in the place of one; each has one output."""
+    out, new = node.outputs[0], other.outputs[0]
+    new.name, new.shape, new.type = out.name, out.shape, out.type
+    graph.insert_after(node, other)
+    out.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
 
 
 def _norm_of(node: ir.Node) -> tuple[ir.Value, float] | None:
@@ -165,6 +174,63 @@ def _name_axes(graph: ir.Graph) -> None:
         for value in node.outputs:
             if value not in outputs:
                 value.shape, value.type = None, None
+
+
+def _split_cache(graph: ir.Graph) -> None:
+    """`cache_k` and `cache_v` become an input a layer, `cache_k_0`, `cache_v_0`, `cache_k_1`, ...: layer i of each.
+
+    ONNX has no views: taking a layer of the stacked cache (Gather) would copy the past at each step. Raises
+    LoweringError if the graph takes anything else of them.
+    """
+    for cache in [value for value in graph.inputs if value.name in ("cache_k", "cache_v")]:
+        layers = _layers_of(cache)
+        for node in list(cache.consumers()):
+            if node.op_type == "Shape":  # of one dimension, which is one of a layer's
+                begin, end = node.attributes["start"].as_int(), node.attributes["end"].as_int()
+                _replace(graph, node, ir.node("Shape", [layers[0]], {"start": begin - 1, "end": end - 1}))
+            else:
+                node.outputs[0].replace_all_uses_with(layers[_layer_taken(node)])
+                graph.remove(node, safe=True)
+        graph.inputs.remove(cache)
+        graph.inputs.extend(layers)
+    kinds = {kind: place for place, kind in enumerate(CACHED_INPUTS)}
+    # layer by layer, keys before values
+    ordered = sorted(graph.inputs, key=lambda value: _input_order(str(value.name), kinds))
+    graph.inputs.clear()
+    graph.inputs.extend(ordered)
+
+
+def _layers_of(cache: ir.Value) -> list[ir.Value]:
+    """New inputs `NAME_0`, `NAME_1`, ... [B, H_kv, S, D]. Raises LoweringError if a use of it is no layer's."""
+    assert cache.shape is not None
+    count = cache.shape[0]
+    assert isinstance(count, int)
+    taken = set()
+    for node in cache.consumers():
+        if node.op_type == "Shape":
+            begin, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", 0)
+            if begin < 1 or end <= begin:
+                raise LoweringError(f"the graph takes the shape of all of {cache.name}")
+        else:
+            taken.add(_layer_taken(node))
+    if taken != set(range(count)):
+        raise LoweringError(f"the graph reads layers {sorted(taken)} of {cache.name}, which has {count}")
+    shape = cache.shape[1:]
+    return [ir.Value(name=f"{cache.name}_{layer}", shape=ir.Shape(shape), type=cache.type) for layer in range(count)]
+
+
+def _layer_taken(node: ir.Node) -> int:
+    """Which layer a node takes of the stacked cache. Raises LoweringError if it takes something else."""
+    index = node.inputs[1].const_value if node.op_type == "Gather" and node.inputs[1] is not None else None
+    if index is None or index.shape.rank() != 0 or node.attributes.get_int("axis", 0) != 0:
+        raise LoweringError(f"the graph takes a part of the cache by {node.op_type}, which is no layer")
+    return int(index.numpy())
+
+
+def _input_order(name: str, kinds: Mapping[str, int]) -> tuple[int, int, int]:
+    """Inputs that are no cache in the contract's order, then the caches by layer."""
+    kind, _, layer = name.rpartition("_")
+    return (1, int(layer), kinds[kind]) if kind in ("cache_k", "cache_v") else (0, 0, kinds[name])
 
 
 def weights_of(models: Iterable[ir.Model], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bundles import lower_bundle
@@ -40,9 +41,28 @@ def runner_build() -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model, lowered once for all tests. Never write to it: `copied_bundle` is there for that."""
-    return lower_bundle(tmp_path_factory.mktemp("demo") / "bundle", source="demo")
+def lowered(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`lowered(model, target, dtype, **options)`: a bundle, lowered when it is first asked for.
+
+    `model` is "demo" or one of tests/data/generations; `options` are the target's. Never write to a bundle from here.
+    """
+    folder = tmp_path_factory.mktemp("lowered")
+
+    @cache
+    def bundle(model: str, target: str = "aoti", dtype: str = "float32", **options: Any) -> Path:
+        output = folder / "-".join([model, target, dtype, *(f"{key}-{value}" for key, value in options.items())])
+        if model == "demo":
+            return lower_bundle(output, target, source="demo", dtype=dtype, options=options)
+        checkpoint = GENERATIONS / model
+        return lower_bundle(output, target, base_dir=checkpoint, max_seq_len=MAX_SEQ_LEN, dtype=dtype, options=options)
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(lowered: Callable[..., Path]) -> Path:
+    """The demo model for AOTInductor. `copied_bundle` is one that may be spoilt."""
+    return lowered("demo")
 
 
 @pytest.fixture
@@ -52,12 +72,6 @@ def copied_bundle(demo_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def generation_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The bundle of one of tests/data/generations, lowered when it is first asked for."""
-    folder = tmp_path_factory.mktemp("generations")
-
-    @cache
-    def bundle(name: str) -> Path:
-        return lower_bundle(folder / name, base_dir=GENERATIONS / name, max_seq_len=MAX_SEQ_LEN)
-
-    return bundle
+def generation_bundle(lowered: Callable[..., Path]) -> Callable[[str], Path]:
+    """The AOTInductor bundle of one of tests/data/generations."""
+    return lowered

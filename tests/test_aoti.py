@@ -9,11 +9,11 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from bundles import lower_bundle
+from golden import FACTOR, MODES, assert_golden_logits, assert_golden_tokens, assert_transcripts
 from models import GENERATIONS, MAX_SEQ_LEN, NAMES, exact_logits, golden_of, largest, model_of
 from safetensors.torch import load_file, save_file
 
@@ -22,51 +22,20 @@ from nanochat_x.runner import Runner
 from nanochat_x.targets.aoti import Aoti, _cpu_features, make_target
 from nanochat_x.wrappers import ExportableGPT
 
-MODES: dict[str, dict[str, Any]] = {
-    "prefill": {},
-    "no-cache": {"cache": False},
-    "by-one": {"chunks": (1,)},
-    "by-3-1-16": {"chunks": (3, 1, 16)},
-}
-# As in test_model.py: nanochat's own float32 loss against float64 measures what float32 can do.
-FACTOR = 4.0
-
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_logits(name: str, mode: str, generation_bundle: Callable[[str], Path], tmp_path: Path) -> None:
-    golden = golden_of(name)
-    # int32, as the golden file has it: the runner takes both integer types
-    save_file({f"{case}.input_ids": ids.int() for case, ids in golden.input_ids.items()}, tmp_path / "in.safetensors")
-    Runner(generation_bundle(name)).forward(tmp_path / "in.safetensors", tmp_path / "out.safetensors", **MODES[mode])
-    got = load_file(tmp_path / "out.safetensors")
-    assert set(got) == {f"{case}.logits" for case in golden.logits}
-    for case, want in golden.logits.items():
-        exact = exact_logits(name, golden.input_ids[case])
-        assert got[f"{case}.logits"].dtype == torch.float32
-        assert largest(got[f"{case}.logits"] - exact) <= FACTOR * largest(want - exact)
-        assert largest(got[f"{case}.logits"] - want) <= 2e-4
+    assert_golden_logits(generation_bundle(name), name, mode, tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_greedy_tokens(name: str, generation_bundle: Callable[[str], Path]) -> None:
-    golden = golden_of(name)
-    prompt = ",".join(map(str, golden.greedy_prompt))
-    answer = Runner(generation_bundle(name)).json(
-        "generate", "--raw", "--temperature=0", f"--prompt-ids={prompt}", f"--max-tokens={len(golden.greedy_tokens)}",
-        "--json",
-    )  # fmt: skip
-    assert answer["samples"][0]["ids"] == golden.greedy_tokens
+    assert_golden_tokens(generation_bundle(name), name)
 
 
 def test_transcripts(demo_bundle: Path, data_dir: Path, tmp_path: Path) -> None:
-    """Conversations by nanochat's own engine: prompts, tokens, masks and texts, with the calculator at work."""
-    transcripts = json.loads((data_dir / "transcripts.json").read_text())
-    script = tmp_path / "script.json"
-    script.write_text(json.dumps([[turn["user"] for turn in conversation] for conversation in transcripts]))
-    options = (f"--script={script}", "--json", "--temperature=0", "--max-tokens=96")
-    assert Runner(demo_bundle).json("chat", *options) == transcripts
-    assert any(0 in turn["sampled_mask"] for conversation in transcripts for turn in conversation)
+    assert_transcripts(demo_bundle, data_dir, tmp_path)
 
 
 def test_the_calculator_is_asked(demo_bundle: Path) -> None:

@@ -9,14 +9,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bundles import edit_manifest, lower_bundle
-from models import GENERATIONS, MAX_SEQ_LEN, NAMES, exact_logits, golden_of, largest
+from golden import FACTOR, MODES, assert_golden_logits, assert_golden_tokens, assert_transcripts
+from models import GENERATIONS, NAMES, exact_logits, golden_of, largest
 from safetensors.torch import load_file, save_file
 
 from nanochat_x.build import ensure_built
@@ -24,62 +25,30 @@ from nanochat_x.errors import LoweringError, RunnerError, UsageError
 from nanochat_x.runner import Runner
 from nanochat_x.targets.executorch import MAX_STEPS, make_target
 
-MODES: dict[str, dict[str, Any]] = {
-    "prefill": {},
-    "no-cache": {"cache": False},
-    "by-one": {"chunks": (1,)},
-    "by-3-1-16": {"chunks": (3, 1, 16)},
-}
-FACTOR = 4.0  # as in test_aoti.py
 MAX_BATCH = 3  # small, so that tests cross it
 
 
 @pytest.fixture(scope="session")
-def pte_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The bundle of one of tests/data/generations, lowered when it is first asked for."""
-    folder = tmp_path_factory.mktemp("executorch")
-
-    @cache
-    def bundle(name: str) -> Path:
-        return lower_bundle(
-            folder / name, "executorch", base_dir=GENERATIONS / name, max_seq_len=MAX_SEQ_LEN,
-            options={"max_batch": MAX_BATCH},
-        )  # fmt: skip
-
-    return bundle
+def pte_bundle(lowered: Callable[..., Path]) -> Callable[[str], Path]:
+    """The bundle of one of tests/data/generations."""
+    return partial(lowered, target="executorch", max_batch=MAX_BATCH)
 
 
 @pytest.fixture(scope="session")
-def demo_pte(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_pte(lowered: Callable[..., Path]) -> Path:
     """The demo model."""
-    return lower_bundle(tmp_path_factory.mktemp("executorch-demo") / "bundle", "executorch", source="demo")
+    return lowered("demo", "executorch")
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_logits(name: str, mode: str, pte_bundle: Callable[[str], Path], tmp_path: Path) -> None:
-    golden = golden_of(name)
-    # the longest case is longer than what one prefill takes
-    assert max(ids.shape[1] for ids in golden.input_ids.values()) > MAX_STEPS
-    save_file({f"{case}.input_ids": ids for case, ids in golden.input_ids.items()}, tmp_path / "in.safetensors")
-    Runner(pte_bundle(name)).forward(tmp_path / "in.safetensors", tmp_path / "out.safetensors", **MODES[mode])
-    got = load_file(tmp_path / "out.safetensors")
-    assert set(got) == {f"{case}.logits" for case in golden.logits}
-    for case, want in golden.logits.items():
-        exact = exact_logits(name, golden.input_ids[case])
-        assert largest(got[f"{case}.logits"] - exact) <= FACTOR * largest(want - exact)
-        assert largest(got[f"{case}.logits"] - want) <= 2e-4
+    assert_golden_logits(pte_bundle(name), name, mode, tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_greedy_tokens(name: str, pte_bundle: Callable[[str], Path]) -> None:
-    golden = golden_of(name)
-    prompt = ",".join(map(str, golden.greedy_prompt))
-    answer = Runner(pte_bundle(name)).json(
-        "generate", "--raw", "--temperature=0", f"--prompt-ids={prompt}", f"--max-tokens={len(golden.greedy_tokens)}",
-        "--json",
-    )  # fmt: skip
-    assert answer["samples"][0]["ids"] == golden.greedy_tokens
+    assert_golden_tokens(pte_bundle(name), name)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -102,12 +71,7 @@ def test_samples_do_not_depend_on_each_other(pte_bundle: Callable[[str], Path]) 
 
 
 def test_transcripts(demo_pte: Path, data_dir: Path, tmp_path: Path) -> None:
-    """Conversations by nanochat's own engine: prompts, tokens, masks and texts, with the calculator at work."""
-    transcripts = json.loads((data_dir / "transcripts.json").read_text())
-    script = tmp_path / "script.json"
-    script.write_text(json.dumps([[turn["user"] for turn in conversation] for conversation in transcripts]))
-    options = (f"--script={script}", "--json", "--temperature=0", "--max-tokens=96")
-    assert Runner(demo_pte).json("chat", *options) == transcripts
+    assert_transcripts(demo_pte, data_dir, tmp_path)
 
 
 def test_weights_are_in_the_file_once(demo_pte: Path) -> None:

@@ -10,17 +10,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
 from bundles import edit_manifest, lower_bundle, run_cli
-from models import GENERATIONS, MAX_SEQ_LEN, NAMES, exact_logits, golden_of, largest
-from safetensors.torch import load_file, save_file
+from golden import FACTOR, MODES, assert_golden_logits, assert_golden_tokens, assert_transcripts
+from models import GENERATIONS, MAX_SEQ_LEN, NAMES, golden_of
+from safetensors.torch import load_file
 
 from nanochat_x.build import ensure_built
 from nanochat_x.errors import LoweringError, UsageError
@@ -28,36 +31,22 @@ from nanochat_x.runner import Runner
 from nanochat_x.safetensors_file import layout
 from nanochat_x.targets import onnx as onnx_target
 from nanochat_x.targets.onnx import DEFAULT_OPSET, RUNTIMES, make_target
+from nanochat_x.targets.onnx_graph import _split_cache
 
-MODES: dict[str, dict[str, Any]] = {
-    "prefill": {},
-    "no-cache": {"cache": False},
-    "by-one": {"chunks": (1,)},
-    "by-3-1-16": {"chunks": (3, 1, 16)},
-}
-FACTOR = 4.0  # as in test_aoti.py
 SMALL = "2025-12-classic"
 GRAPHS = ("cached.onnx", "full.onnx")
 
 
 @pytest.fixture(scope="session")
-def onnx_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def onnx_demo(lowered: Callable[..., Path]) -> Path:
     """The demo model. Never write to it."""
-    return lower_bundle(tmp_path_factory.mktemp("onnx-demo") / "bundle", "onnx", source="demo")
+    return lowered("demo", "onnx")
 
 
 @pytest.fixture(scope="session")
-def onnx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The bundle of one of tests/data/generations under these options, lowered when it is first asked for."""
-    folder = tmp_path_factory.mktemp("onnx")
-
-    @cache
-    def bundle(name: str, dtype: str = "float32", **options: Any) -> Path:
-        output = folder / "-".join([name, dtype, *(f"{key}{value}" for key, value in options.items())])
-        checkpoint = GENERATIONS / name
-        return lower_bundle(output, "onnx", base_dir=checkpoint, max_seq_len=MAX_SEQ_LEN, dtype=dtype, options=options)
-
-    return bundle
+def onnx_bundle(lowered: Callable[..., Path]) -> Callable[..., Path]:
+    """The bundle of one of tests/data/generations under these options."""
+    return partial(lowered, target="onnx")
 
 
 @pytest.fixture
@@ -66,40 +55,19 @@ def copied(onnx_bundle: Callable[..., Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(onnx_bundle(SMALL), tmp_path / "copy"))
 
 
-def assert_golden(bundle: Path, name: str, mode: str, folder: Path) -> None:
-    """The runner's logits are nanochat's own within 2e-4, and as good against float64 as nanochat's."""
-    golden = golden_of(name)
-    save_file({f"{case}.input_ids": ids for case, ids in golden.input_ids.items()}, folder / "in.safetensors")
-    Runner(bundle).forward(folder / "in.safetensors", folder / "out.safetensors", **MODES[mode])
-    got = load_file(folder / "out.safetensors")
-    assert set(got) == {f"{case}.logits" for case in golden.logits}
-    for case, want in golden.logits.items():
-        exact = exact_logits(name, golden.input_ids[case])
-        assert largest(got[f"{case}.logits"] - exact) <= FACTOR * largest(want - exact)
-        assert largest(got[f"{case}.logits"] - want) <= 2e-4
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_logits(name: str, mode: str, onnx_bundle: Callable[..., Path], tmp_path: Path) -> None:
-    assert_golden(onnx_bundle(name), name, mode, tmp_path)
+    assert_golden_logits(onnx_bundle(name), name, mode, tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_greedy_tokens(name: str, onnx_bundle: Callable[..., Path]) -> None:
-    golden = golden_of(name)
-    prompt = ",".join(map(str, golden.greedy_prompt))
-    options = ("--raw", "--temperature=0", f"--max-tokens={len(golden.greedy_tokens)}", "--json")
-    answer = Runner(onnx_bundle(name)).json("generate", f"--prompt-ids={prompt}", *options)
-    assert answer["samples"][0]["ids"] == golden.greedy_tokens
+    assert_golden_tokens(onnx_bundle(name), name)
 
 
 def test_transcripts(onnx_demo: Path, data_dir: Path, tmp_path: Path) -> None:
-    transcripts = json.loads((data_dir / "transcripts.json").read_text())
-    script = tmp_path / "script.json"
-    script.write_text(json.dumps([[turn["user"] for turn in conversation] for conversation in transcripts]))
-    options = (f"--script={script}", "--json", "--temperature=0", "--max-tokens=96")
-    assert Runner(onnx_demo).json("chat", *options) == transcripts
+    assert_transcripts(onnx_demo, data_dir, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +83,7 @@ def test_options(options: dict[str, Any], name: str, onnx_bundle: Callable[..., 
     manifest = json.loads((bundle / "manifest.json").read_text())
     version = ".".join(onnxruntime.__version__.split(".")[:2]) if optimize else RUNTIMES[opset]
     assert manifest["machine"] == {"runtime_version": version}
-    assert_golden(bundle, name, "by-3-1-16", tmp_path)
+    assert_golden_logits(bundle, name, "by-3-1-16", tmp_path)
     if optimize:
         plain = onnx_bundle(name, **{key: value for key, value in options.items() if key != "optimize"})
         nodes = [len(onnx.load(b / "cached.onnx", load_external_data=False).graph.node) for b in (bundle, plain)]
@@ -143,19 +111,53 @@ def test_names_and_axes(onnx_bundle: Callable[..., Path]) -> None:
     layers, heads, vocab = model["n_layer"], model["n_kv_head"], model["vocab_size"]
     width = model["n_embd"] // model["n_head"]
     cached = check_graph(bundle / "cached.onnx", DEFAULT_OPSET).graph
-    cache_shape, new_shape = ([layers, "batch", heads, axis, width] for axis in ("slots", "steps"))
-    assert {value.name: shape_of(value) for value in cached.input} == {
-        "input_ids": ["batch", "steps"],
-        "prev_ids": ["batch", 1],
-        "cache_k": cache_shape,
-        "cache_v": cache_shape,
-        "position": ["batch"],
-    }
+    cache_shape, new_shape = ["batch", heads, "slots", width], [layers, "batch", heads, "steps", width]
+    assert [(value.name, shape_of(value)) for value in cached.input] == [
+        ("input_ids", ["batch", "steps"]),
+        ("prev_ids", ["batch", 1]),
+        ("position", ["batch"]),
+        *((f"cache_{kind}_{layer}", cache_shape) for layer in range(layers) for kind in "kv"),
+    ]
     logits = {"logits": ["batch", "steps", vocab]}
     assert {v.name: shape_of(v) for v in cached.output} == logits | {"new_k": new_shape, "new_v": new_shape}
     full = check_graph(bundle / "full.onnx", DEFAULT_OPSET).graph
     assert {value.name: shape_of(value) for value in full.input} == {"input_ids": ["batch", "steps"]}
     assert {value.name: shape_of(value) for value in full.output} == logits
+
+
+def test_a_step_copies_nothing_of_the_past(onnx_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    """In what onnxruntime makes of the graph: products read the cache where it lies (a Reshape is a view there)."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(onnx_bundle(NAMES[-1]) / "cached.onnx", options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph
+    past = {value.name for value in graph.input if value.name.startswith("cache_")}
+    count = len(past)
+    readers = []
+    for node in graph.node:
+        if past.intersection(node.input):
+            readers.append(node.op_type)
+            if node.op_type == "Reshape":
+                past.update(node.output)
+    assert set(readers) == {"Shape", "Reshape", "MatMul", "FusedMatMul"}
+    assert readers.count("MatMul") + readers.count("FusedMatMul") == count
+
+
+def test_a_cache_that_is_taken_otherwise_is_refused() -> None:
+    """The pass that gives each layer its input does not guess."""
+    cache = ir.Value(name="cache_k", shape=ir.Shape([3, "b", 2, "s", 4]), type=ir.TensorType(ir.DataType.FLOAT))
+    index = ir.Value(name="i", const_value=ir.tensor(np.array(1)))
+    for node, message in (
+        (ir.node("Neg", [cache]), "a part of the cache by Neg, which is no layer"),
+        (ir.node("Gather", [cache, index], {"axis": 1}), "a part of the cache by Gather, which is no layer"),
+        (ir.node("Gather", [cache, index]), r"reads layers \[1\] of cache_k, which has 3"),
+        (ir.node("Shape", [cache], {"start": 0, "end": 1}), "the shape of all of cache_k"),
+    ):
+        graph = ir.Graph([cache], [], nodes=[node])
+        with pytest.raises(LoweringError, match=message):
+            _split_cache(graph)
+        graph.remove(node)
+        node.replace_input_with(0, None)
 
 
 def test_the_checker_finds_a_spoilt_graph(copied: Path) -> None:
@@ -319,7 +321,7 @@ def test_threads(onnx_bundle: Callable[..., Path]) -> None:
 def test_no_cache(tmp_path: Path) -> None:
     bundle = lower_bundle(tmp_path / "out", "onnx", base_dir=GENERATIONS / SMALL, max_seq_len=MAX_SEQ_LEN, cached=False)
     assert {path.name for path in bundle.glob("*.onnx")} == {"full.onnx"}
-    assert_golden(bundle, SMALL, "by-3-1-16", tmp_path)
+    assert_golden_logits(bundle, SMALL, "by-3-1-16", tmp_path)
 
 
 def test_the_runner_needs_no_python(onnx_bundle: Callable[..., Path]) -> None:

@@ -18,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import MAX_SEQ_LEN, exact_logits, golden_of, largest, weights_of
 
+from nanochat_x.build import PROGRAMS
+
 NAME = "2026-07-smear"  # the generation with everything in it: windows, value embeddings, smear, backout
 FACTOR = 4.0  # as in test_model.py
 LONG = 150  # past the shortest window (128), and the session's first cache (128)
@@ -89,9 +91,11 @@ class Mirror:
         return str(self.driver.ask(**request)["error"])
 
 
-@pytest.fixture(scope="module")
-def driver(runner_build: Path, generation_bundle: Callable[[str], Path]) -> Iterator[Driver]:
-    running = Driver(runner_build / "session_driver-aoti", generation_bundle(NAME))
+@pytest.fixture(scope="module", params=PROGRAMS)
+def driver(request: pytest.FixtureRequest, runner_build: Path, lowered: Callable[..., Path]) -> Iterator[Driver]:
+    """The sessions of each target. ExecuTorch takes few rows at once here, so that its splitting is crossed."""
+    options = {"max_batch": 3} if request.param == "executorch" else {}
+    running = Driver(runner_build / f"session_driver-{request.param}", lowered(NAME, request.param, **options))
     yield running
     running.close()
 
@@ -188,9 +192,9 @@ def test_the_oracle_sees_a_wrong_token(driver: Driver) -> None:
 
 OPERATIONS = st.lists(
     st.one_of(
-        st.tuples(st.just("append"), st.integers(1, 40), st.lists(st.integers(0, 39), min_size=4, max_size=4)),
+        st.tuples(st.just("append"), st.integers(1, 40), st.lists(st.integers(0, 39), min_size=5, max_size=5)),
         st.tuples(st.just("rollback"), st.integers(0, 3), st.floats(0, 1)),
-        st.tuples(st.just("select"), st.lists(st.integers(0, 3), min_size=1, max_size=3)),
+        st.tuples(st.just("select"), st.lists(st.integers(0, 3), min_size=1, max_size=5)),
         st.tuples(st.just("reset")),
     ),
     min_size=2,

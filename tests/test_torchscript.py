@@ -10,7 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +35,15 @@ SMEAR = "2026-07-smear"
 
 
 @pytest.fixture(scope="session")
-def script_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def script_demo(lowered: Callable[..., Path]) -> Path:
     """The demo model. Never write to it."""
-    return lower_bundle(tmp_path_factory.mktemp("torchscript-demo") / "bundle", "torchscript", source="demo")
+    return lowered("demo", "torchscript")
 
 
 @pytest.fixture(scope="session")
-def script_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The bundle of one of tests/data/generations, lowered when it is first asked for."""
-    folder = tmp_path_factory.mktemp("torchscript")
-
-    @cache
-    def bundle(name: str, dtype: str = "float32") -> Path:
-        output, checkpoint = folder / f"{name}-{dtype}", GENERATIONS / name
-        return lower_bundle(output, "torchscript", base_dir=checkpoint, max_seq_len=MAX_SEQ_LEN, dtype=dtype)
-
-    return bundle
+def script_bundle(lowered: Callable[..., Path]) -> Callable[..., Path]:
+    """The bundle of one of tests/data/generations."""
+    return partial(lowered, target="torchscript")
 
 
 @pytest.fixture

@@ -117,6 +117,9 @@ class OnnxBackend final : public Backend {
  public:
   OnnxBackend(const Bundle& bundle, const BackendOptions& options)
       : bundle_(bundle), type_(element_type(bundle.manifest().dtype)), options_(session_options(options)) {
+    for (std::int64_t layer = 0; layer < bundle_.manifest().n_layer; ++layer) {
+      cache_names_.emplace_back("cache_k_" + std::to_string(layer), "cache_v_" + std::to_string(layer));
+    }
     // What nearly every use needs is loaded right after its hash was checked; chatting never loads `full`.
     for (const char* role : {"prefill", "decode"}) {
       if (bundle_.manifest().programs.contains(role)) (void)session(role);
@@ -147,15 +150,22 @@ class OnnxBackend final : public Backend {
     const Manifest& m = bundle_.manifest();
     // Nothing is live before the first tokens: an empty cache spares the program from looking at all of it.
     const bool empty = std::all_of(step.position.begin(), step.position.end(), [](auto p) { return p == 0; });
-    const Shape shape = {m.n_layer, step.batch, m.n_kv_head, empty ? 0 : host.capacity(), m.head_dim};
+    // One input a layer, since a graph cannot take a layer of one tensor without copying it.
+    const Shape shape = {step.batch, m.n_kv_head, empty ? 0 : host.capacity(), m.head_dim};
     std::size_t bytes = element_size();
     for (const std::int64_t size : shape) bytes *= static_cast<std::size_t>(size);
-    const std::array<Ort::Value, 5> inputs = {
-        borrow_ids(step.input_ids, {step.batch, step.length}), borrow_ids(step.prev_ids, {step.batch, 1}),
-        borrow(std::span(host.keys(), bytes), shape, type_), borrow(std::span(host.values(), bytes), shape, type_),
-        borrow_ids(step.position, {step.batch})};
-    auto outputs =
-        run(role, {"input_ids", "prev_ids", "cache_k", "cache_v", "position"}, inputs, {"logits", "new_k", "new_v"});
+    std::vector<const char*> names = {"input_ids", "prev_ids", "position"};
+    std::vector<Ort::Value> inputs;
+    inputs.push_back(borrow_ids(step.input_ids, {step.batch, step.length}));
+    inputs.push_back(borrow_ids(step.prev_ids, {step.batch, 1}));
+    inputs.push_back(borrow_ids(step.position, {step.batch}));
+    for (std::size_t layer = 0; layer < cache_names_.size(); ++layer) {
+      names.push_back(cache_names_[layer].first.c_str());
+      inputs.push_back(borrow(std::span(host.keys() + layer * bytes, bytes), shape, type_));
+      names.push_back(cache_names_[layer].second.c_str());
+      inputs.push_back(borrow(std::span(host.values() + layer * bytes, bytes), shape, type_));
+    }
+    auto outputs = run(role, names, inputs, {"logits", "new_k", "new_v"});
     const Shape added = {m.n_layer, step.batch, m.n_kv_head, step.length, m.head_dim};
     check_logits(outputs[0], role, step.batch, step.length);
     check_output(outputs[1], role, "new_k", type_, added);
@@ -194,6 +204,7 @@ class OnnxBackend final : public Backend {
   Bundle bundle_;
   ONNXTensorElementDataType type_;
   Ort::SessionOptions options_;
+  std::vector<std::pair<std::string, std::string>> cache_names_;   // inputs of the cached graph: keys, values, by layer
   std::map<std::string, std::unique_ptr<Ort::Session>> sessions_;  // by the path of the file
 };
 
