@@ -54,7 +54,7 @@ def copied(script_bundle: Callable[..., Path], tmp_path: Path) -> Path:
 
 def load(bundle: Path) -> Any:
     """The bundle's module, as anyone with torch loads it."""
-    return torch.jit.load(str(bundle / "model.pt"))
+    return torch.jit.load(str(bundle / "model.pt"))  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -155,6 +155,8 @@ def test_no_cache(tmp_path: Path) -> None:
 
 class Doubling(torch.nn.Module):
     """2 * table * x."""
+
+    table: Tensor
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()
@@ -309,7 +311,7 @@ def test_a_torch_that_is_too_old(copied: Path) -> None:
 def test_another_targets_program(copied: Path) -> None:
     done = subprocess.run([ensure_built("aoti").program, "info", copied], capture_output=True, text=True, check=False)
     assert done.returncode == 0  # only looking is allowed
-    command = [ensure_built("aoti").program, "generate", copied, "--prompt-ids=1"]
+    command = [str(ensure_built("aoti").program), "generate", str(copied), "--prompt-ids=1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.search(r"target 'torchscript'", done.stderr)
