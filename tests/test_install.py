@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from nanochat_x.build import PROGRAMS
 from nanochat_x.build import find_tool as tool
 
 
@@ -39,18 +41,23 @@ def configure(consumer: Path, prefix: Path, *options: str) -> subprocess.Complet
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
 
 
-def test_a_project_that_finds_the_package(consumer: Path, prefix: Path, demo_bundle: Path) -> None:
-    done = configure(consumer, prefix)
+@pytest.mark.parametrize("target", PROGRAMS)
+def test_a_project_that_finds_the_package(
+    target: str, consumer: Path, prefix: Path, lowered: Callable[..., Path]
+) -> None:
+    done = configure(consumer, prefix, f"-DBACKEND={target}")
     assert done.returncode == 0, done.stderr
     run(tool("cmake"), "--build", consumer / "build")
-    answer = run(consumer / "build" / "consumer", demo_bundle, "What is 9325 + 33?")
+    answer = run(consumer / "build" / "consumer", lowered("demo", target), "What is 9325 + 33?")
     assert "The answer is 9358." in answer
 
 
 def test_a_backend_that_was_not_installed(consumer: Path, prefix: Path) -> None:
     done = configure(consumer, prefix, "-DBACKEND=abacus")
     assert done.returncode != 0
-    assert "the backend abacus is not in this installation, which has: aoti" in " ".join(done.stderr.split())
+    assert "the backend abacus is not in this installation, which has: aoti;torchscript" in " ".join(
+        done.stderr.split()
+    )
 
 
 def test_the_installed_program_runs_by_itself(prefix: Path, demo_bundle: Path) -> None:
