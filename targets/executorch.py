@@ -21,7 +21,7 @@ from nanochat_x.targets.executorch_graph import Bounds, bounded_programs
 
 #: Options of `lower` beyond those of every target.
 OPTIONS = frozenset({"max_batch"})
-#: XNNPACK has no kernels for bfloat16.
+#: Its XNNPACK partitioner takes bfloat16 for single operators, on request and with new enough versions: not used here.
 DTYPES = frozenset({"float32", "float16"})
 
 VERSION = "1.5.1"
@@ -54,8 +54,8 @@ class ExecuTorch:
         if importlib.util.find_spec("executorch") is None:
             raise LoweringError("the target executorch needs the package executorch", remedy=REMEDY)
         self.bounds = Bounds(max_batch, MAX_STEPS)
-        # A .pte runs on any machine for which there is a runtime. A runtime reads what older ones could; what it will
-        # do with a file from a newer one (a kernel's schema that it lacks) nobody promises.
+        # A .pte runs on any machine for which there is a runtime. ExecuTorch promises that files run on the next minor
+        # or major release too, and nothing for a runtime that is older than the file.
         self.machine = Machine(runtime_version=importlib.metadata.version("executorch").split("+")[0])
 
     def lower(self, captured: Captured, folder: Path, progress: Progress) -> Lowered:

@@ -24,7 +24,7 @@ from nanochat_x.capture import Captured, export_program, sizes_for_examples
 aten = torch.ops.aten
 
 
-#: What export records beside the computation; without it, lowering takes half the time.
+#: What export records beside the computation.
 _TRACING_ONLY = {aten._assert_tensor_metadata.default, aten.promote_types.default}
 
 
