@@ -160,18 +160,24 @@ def load_target(name: str, request: LowerRequest) -> Target:
     Raises UsageError for a dtype or an option that it does not have (with several targets, an option is for those that
     have it), LoweringError if it cannot be lowered to here.
     """
-    with ending_at_once():
-        module = importlib.import_module(f"nanochat_x.targets.{name}")
+    module = _module_of(name)
     if request.dtype not in module.DTYPES:
         raise UsageError(
             f"the target {name} has no {request.dtype}", remedy=f"choose --dtype {' or '.join(sorted(module.DTYPES))}"
         )
-    foreign = sorted(request.options.keys() - module.OPTIONS)
-    if foreign and len(request.targets) == 1:
-        raise UsageError(f"--{foreign[0].replace('_', '-')} is not for the target {name}", remedy="leave it out")
+    # With several targets, an option is for those that have it; one must.
+    foreign = sorted(request.options.keys() - frozenset().union(*(_module_of(one).OPTIONS for one in request.targets)))
+    if foreign:
+        targets = f"target{'s' if len(request.targets) > 1 else ''} {' and '.join(request.targets)}"
+        raise UsageError(f"--{foreign[0].replace('_', '-')} is not for the {targets}", remedy="leave it out")
     own = {option: value for option, value in request.options.items() if option in module.OPTIONS}
     target: Target = module.make_target(will_run=request.verify, **own)
     return target
+
+
+def _module_of(target: str) -> Any:
+    with ending_at_once():
+        return importlib.import_module(f"nanochat_x.targets.{target}")
 
 
 def describe_choice(files: CheckpointFiles, request: LowerRequest) -> str:

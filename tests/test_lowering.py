@@ -413,10 +413,14 @@ def test_max_seq_len_default_is_the_models(request_to: LowerRequest, use_target:
     [
         ({"options": {"opset": 23}}, "--opset is not for the target aoti; leave it out"),
         ({"options": {"max_batch": 4, "march": "native"}}, "--max-batch is not for the target aoti"),
+        (
+            {"options": {"opset": 23}, "targets": ("aoti", "torchscript")},
+            "--opset is not for the targets aoti and torchscript; leave it out",
+        ),
         ({"dtype": "float8"}, "the target aoti has no float8; choose --dtype bfloat16 or float16 or float32"),
         ({"options": {"march": "z80"}}, "knows no -march=z80"),
     ],
-    ids=["foreign-option", "one-of-two", "dtype", "value"],
+    ids=["foreign-option", "one-of-two", "nobody's", "dtype", "value"],
 )
 def test_what_a_target_does_not_have(
     change: dict[str, Any], message: str, request_to: LowerRequest, tmp_path: Path
