@@ -65,18 +65,27 @@ def capture(model: GPT, max_seq_len: int, *, cached: bool = True) -> Captured:
     return Captured(model.spec, model.dtype, max_seq_len, full, whole, decode)
 
 
-def describe_contract(captured: Captured) -> dict[str, Any]:
-    """Names, dtypes and symbolic shapes of each program's inputs and outputs, for a manifest."""
+def describe_contract(captured: Captured, *, cache_by_layer: bool = False) -> dict[str, Any]:
+    """Names, dtypes and symbolic shapes of each program's inputs and outputs, for a manifest.
+
+    `cache_by_layer`: `cache_k_0`, `cache_v_0`, `cache_k_1`, ... [B, H_kv, S, D], after all others, in the place of
+    `cache_k` and `cache_v`.
+    """
     spec, dtype = captured.spec, str(captured.dtype).removeprefix("torch.")
     cache = [spec.n_layer, "B", spec.n_kv_head, "S", spec.head_dim]
     logits = {"logits": {"dtype": "float32", "shape": ["B", "T", spec.vocab_size]}}
     ids = {"input_ids": {"dtype": "int64", "shape": ["B", "T"]}}
     new = {"dtype": dtype, "shape": [*cache[:3], "T", spec.head_dim]}
+    kinds = ("cache_k", "cache_v")
+    stacked = {name: {"dtype": dtype, "shape": cache} for name in kinds}
+    layer = {"dtype": dtype, "shape": cache[1:]}
+    layers = {f"{name}_{i}": layer for i in range(spec.n_layer) for name in kinds}
     cached = {
         "inputs": ids
         | {"prev_ids": {"dtype": "int64", "shape": ["B", 1]}}
-        | {name: {"dtype": dtype, "shape": cache} for name in ("cache_k", "cache_v")}
-        | {"position": {"dtype": "int64", "shape": ["B"]}},
+        | ({} if cache_by_layer else stacked)
+        | {"position": {"dtype": "int64", "shape": ["B"]}}
+        | (layers if cache_by_layer else {}),
         "outputs": logits | {"new_k": new, "new_v": new},
     }
     description: dict[str, Any] = {

@@ -235,7 +235,7 @@ def make_manifest(
             "overrides": checkpoint.overrides,
             "notes": list(checkpoint.notes),
         },
-        "contract": describe_contract(captured),
+        "contract": describe_contract(captured, cache_by_layer=lowered.cache_by_layer),
         "machine": _machine_json(lowered.machine),
         "programs": lowered.programs,
         **({"limits": lowered.limits} if lowered.limits else {}),

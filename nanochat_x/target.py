@@ -32,6 +32,9 @@ class Lowered:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)  # to be written once, for all programs
     machine: Machine = field(default_factory=Machine)
     limits: dict[str, int] = field(default_factory=dict)  # of one call, below the contract's; the runner splits calls
+    cache_by_layer: bool = (
+        False  # the cached programs take `cache_k_0`, `cache_v_0`, ... in the place of `cache_k`, `_v`
+    )
 
 
 class Target(Protocol):

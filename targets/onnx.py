@@ -83,7 +83,7 @@ class Onnx:
             progress.note(f"  {file}: opset {self.opset}, {format_size((folder / file).stat().st_size)}")
         # Operators of com.microsoft carry no version: only this onnxruntime, and newer ones, are known to have them.
         runtime = onnx_graph.runtime_version() if self.optimize else RUNTIMES[self.opset]
-        return Lowered(files, weights, Machine(runtime_version=runtime))
+        return Lowered(files, weights, Machine(runtime_version=runtime), cache_by_layer=True)
 
 
 def make_target(*, will_run: bool = False, opset: int = DEFAULT_OPSET, optimize: bool = False) -> Onnx:

@@ -55,10 +55,10 @@ def export_graph(program: ExportedProgram, opset: int, *, cached: bool) -> ir.Mo
     _compute_shape_once(model.graph)
     if opset >= 23:
         _fuse_norms(model.graph)
-    RemoveUnusedNodesPass()(model)
     _name_axes(model.graph)
     if cached:
         _split_cache(model.graph)
+    RemoveUnusedNodesPass()(model)
     ClearMetadataAndDocStringPass()(model)  # stack traces, with the folders of this machine
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
     model.producer_name = "nanochat_x"
