@@ -61,7 +61,7 @@ def test_portable_code_has_no_avx512(demo_bundle: Path, tmp_path: Path) -> None:
     """Looks at the machine code; finds AVX-512 where the compiler was allowed to use it (if this machine has it)."""
     if shutil.which("objdump") is None:
         pytest.skip("objdump (Debian: binutils) is not installed")
-    portable = lower_bundle(tmp_path / "portable", source="demo", march="x86-64-v3")
+    portable = lower_bundle(tmp_path / "portable", source="demo", options={"march": "x86-64-v3"})
     for program in sorted(portable.glob("*.so")):
         assert not avx512_code(program)
     if "avx512f" in _cpu_features("native"):
