@@ -69,6 +69,9 @@ def library_bytes(program: Path) -> int:
         size = stripped.stat().st_size
     text = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=True).stdout
     paths = {Path(match).resolve() for match in re.findall(r"=> (/\S+)", text)}
+    if program.stem.endswith("-onnx"):  # loads its library when it runs
+        cache = (program.parent / "CMakeCache.txt").read_text(encoding="utf-8")
+        paths |= {Path(match).resolve() for match in re.findall(r"^ONNXRUNTIME_LIBRARY:\w+=(.+)$", cache, re.MULTILINE)}
     return size + sum(path.stat().st_size for path in paths if path.parts[1] not in ("lib", "lib64", "usr"))
 
 
