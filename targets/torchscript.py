@@ -57,7 +57,8 @@ def script_module(programs: Mapping[str, ExportedProgram]) -> torch.jit.ScriptMo
 
     A tensor keeps its name: `model.lm_head.weight`, `cos`. Raises LoweringError.
     """
-    root = nn.Module().eval()
+    # A class of its own: modules of one class with the same tensors would share their methods, whatever the model.
+    root = type("NanoChat", (nn.Module,), {})().eval()
     for name, tensor in _shared_tensors(programs).items():
         _register(root, name, tensor)
     with warnings.catch_warnings():
