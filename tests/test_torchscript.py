@@ -86,7 +86,7 @@ def test_plain_torch(name: str, script_bundle: Callable[..., Path]) -> None:
 def test_any_shape(name: str, dtype: str, script_bundle: Callable[..., Path]) -> None:
     """Every corner of the contract, with rows at their own positions: what eager PyTorch computes."""
     model = model_of(name, getattr(torch, dtype))
-    eager, module = ExportableGPTWithCache(model, MAX_SEQ_LEN), load(script_bundle(name, dtype))
+    eager, module = ExportableGPTWithCache(model, MAX_SEQ_LEN), load(script_bundle(name, dtype=dtype))
     generator = torch.Generator().manual_seed(3)
     shapes = [(1, 1, 0), (1, 1, 1), (4, 1, 40), (1, 9, 0), (3, 8, 31), (2, 2, 510), (1, MAX_SEQ_LEN, 0)]
     for batch, steps, slots in shapes:
@@ -104,7 +104,7 @@ def test_any_shape(name: str, dtype: str, script_bundle: Callable[..., Path]) ->
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(dtype: str, script_bundle: Callable[..., Path]) -> None:
-    bundle = script_bundle(SMALL, dtype)
+    bundle = script_bundle(SMALL, dtype=dtype)
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["dtype"] == dtype
     assert 0 < manifest["verification"]["largest_ratio"] <= FACTOR
@@ -325,7 +325,7 @@ def test_another_targets_program(copied: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert re.search(r"target 'torchscript'", done.stderr)
     edit_manifest(copied, lambda manifest: manifest.update(target="aoti", weights=""))
-    assert "lower the model again" in refused(copied)
+    assert "machine.platform: is missing; lower it again" in refused(copied)
 
 
 def test_no_cuda_here(copied: Path) -> None:
