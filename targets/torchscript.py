@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import keyword
+import os
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +27,10 @@ FILE = "model.pt"
 
 #: role -> method of the file's module. `forward` is what calling the module calls.
 METHODS = {"full": "forward", "prefill": "prefill", "decode": "decode"}
+
+
+#: More than everything but the tensors takes in a file.
+_MOST_CODE = 1 << 22
 
 
 class TorchScript:
@@ -79,13 +85,32 @@ def empty_cache_source(captured: Captured) -> str:
 
 def save(module: torch.jit.ScriptModule, path: Path) -> None:
     """Writes the module. Raises OSError, as writing any file does."""
+    tensors = module.state_dict().values()
+    _check_room(path, sum(t.numel() * t.element_size() for t in tensors) + _MOST_CODE)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module.save(str(path))
-    except RuntimeError as error:  # libtorch's writer has its own words for a full disk
+    except RuntimeError as error:  # libtorch's own words
         reason = str(error).splitlines()[0]
         raise OSError(errno.EIO, f"libtorch cannot write it: {reason}", str(path)) from error
+
+
+def _check_room(path: Path, size: int) -> None:
+    """Raises OSError if the disk, a quota or a limit has no room for `size` bytes at `path`, where nothing is yet.
+
+    libtorch's writer ends the process when it cannot go on, so that is asked before.
+    """
+    with path.open("xb") as file:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            elif shutil.disk_usage(path.parent).free < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        finally:
+            path.unlink()
 
 
 def _shared_tensors(programs: Mapping[str, ExportedProgram]) -> dict[str, Tensor]:
