@@ -83,8 +83,22 @@ def load_checkpoint(files: CheckpointFiles, overrides: Mapping[str, str] = Mappi
     Raises CheckpointError (TokenizerError) for files that cannot be read or trusted, or do not fit each other;
     UsageError for an override that this model does not heed.
     """
-    if files.source == HF_SOURCE:
-        return _load_hf(files, overrides)
+    spec, notes, weights, tokenizer = (_load_hf if files.source == HF_SOURCE else _load_nanochat)(files, overrides)
+    return Checkpoint(
+        files=files,
+        spec=spec,
+        weights=weights,
+        tokenizer=tokenizer,
+        overrides=dict(overrides),
+        notes=notes,
+        model_sha256=_sha256_of_all(files),
+    )
+
+
+_Loaded = tuple[ModelSpec, tuple[str, ...], dict[str, torch.Tensor], TokenizerData]
+
+
+def _load_nanochat(files: CheckpointFiles, overrides: Mapping[str, str]) -> _Loaded:
     step, config = read_meta(files.meta)
     tokenizer = read_tokenizer(files.tokenizer_dir)
     if tokenizer.vocab_size != config.vocab_size:
@@ -102,34 +116,17 @@ def load_checkpoint(files: CheckpointFiles, overrides: Mapping[str, str] = Mappi
     _check_finite(weights, files.model, "the training run diverged: take an earlier step with -s STEP")
     if step is not None and step != files.step:
         notes += (f"step = {files.step}, by the file's name: the meta file inside says {step}",)
-    return Checkpoint(
-        files=files,
-        spec=spec,
-        weights=weights,
-        tokenizer=tokenizer,
-        overrides=dict(overrides),
-        notes=notes,
-        model_sha256=sha256_of(files.model),
-    )
+    return spec, notes, weights, tokenizer
 
 
-def _load_hf(files: CheckpointFiles, overrides: Mapping[str, str]) -> Checkpoint:
-    """`load_checkpoint` for a folder of transformers'."""
+def _load_hf(files: CheckpointFiles, overrides: Mapping[str, str]) -> _Loaded:
     config = read_hf_config(files.meta)
     tokenizer = read_hf_tokenizer(files.tokenizer_dir)
     spec = make_hf_spec(config, tokenizer, files.tokenizer_dir)
     weights = read_hf_weights(files, config)
     spec, notes = apply_overrides(spec, CLASSIC, config.sizes, overrides)
     _check_finite(weights, files.model, "the training run diverged, or the file is damaged: get another copy")
-    return Checkpoint(
-        files=files,
-        spec=spec,
-        weights=weights,
-        tokenizer=tokenizer,
-        overrides=dict(overrides),
-        notes=notes,
-        model_sha256=_sha256_of_all(files),
-    )
+    return spec, notes, weights, tokenizer
 
 
 def _sha256_of_all(files: CheckpointFiles) -> str:

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from nanochat_x.capture import Captured
 from nanochat_x.console import Progress, format_size
 from nanochat_x.errors import LoweringError
 from nanochat_x.target import Lowered, Machine
+from nanochat_x.targets.quiet import quiet
 
 DTYPES = frozenset({"float32", "bfloat16", "float16"})
 OPTIONS = frozenset({"march"})
@@ -61,7 +61,7 @@ class Aoti:
         programs = captured.programs()
         files: dict[str, str] = {}
         # The compiler works in a folder of ours, never in the user's cache: an interrupted one cannot reach us.
-        with tempfile.TemporaryDirectory(prefix="nanochat_x-aoti-") as scratch, _quiet(), _cache_dir(Path(scratch)):
+        with tempfile.TemporaryDirectory(prefix="nanochat_x-aoti-") as scratch, quiet(), _cache_dir(Path(scratch)):
             for role, program in programs.items():
                 with progress.stage(f"compile {role}") as stage:
                     path = folder / f"{role}.so"
@@ -177,14 +177,6 @@ def _cache_dir(scratch: Path) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Deprecation warnings inside torch's own code are not the user's business."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _reason(error: Exception) -> str:

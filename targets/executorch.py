@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ from nanochat_x.console import Progress, format_size
 from nanochat_x.errors import LoweringError, UsageError
 from nanochat_x.target import Lowered, Machine
 from nanochat_x.targets.executorch_graph import Bounds, bounded_programs
+from nanochat_x.targets.quiet import quiet
 
 #: Options of `lower` beyond those of every target.
 OPTIONS = frozenset({"max_batch"})
@@ -63,7 +60,7 @@ class ExecuTorch:
         with progress.stage("bound dimensions"):
             programs = bounded_programs(captured, self.bounds)
         path = folder / FILE
-        with progress.stage("lower to ExecuTorch") as stage, _quiet():
+        with progress.stage("lower to ExecuTorch") as stage, quiet():
             _write(programs, path)
             stage.detail(format_size(path.stat().st_size))
         return Lowered(
@@ -102,16 +99,3 @@ def _write(programs: dict[str, ExportedProgram], path: Path) -> None:
     except Exception as error:  # ExecuTorch raises many types, none with a common base
         lines = str(error).splitlines() or [type(error).__name__]
         raise LoweringError(f"ExecuTorch failed: {lines[0].strip()}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Warnings inside torch's and ExecuTorch's own code are not the user's business."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from torch.export import ExportedProgram
 
 from nanochat_x.capture import CACHED_INPUTS, CACHED_OUTPUTS, FULL_INPUTS, FULL_OUTPUTS
 from nanochat_x.errors import LoweringError
+from nanochat_x.targets.quiet import quiet
 
 #: onnxscript types its operators' arguments by tensors of their element type, not by what a graph is made of.
 _op: Any = opset18
@@ -36,7 +34,7 @@ def export_graph(program: ExportedProgram, opset: int, *, cached: bool) -> ir.Mo
 
     Raises whatever torch's exporter raises.
     """
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         exported = torch.onnx.export(
             program,
             (),
@@ -300,17 +298,3 @@ def optimized(model: ir.Model) -> ir.Model:
         found.graph.inputs.remove(value)
         found.graph.register_initializer(value)
     return found
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's talk (torchvision is not installed, a function will go away) is not the user's business."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)

@@ -36,6 +36,34 @@ def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> N
     (bundle / "manifest.sha256").write_text(hashlib.sha256(data).hexdigest() + "\n", encoding="ascii")
 
 
+def replace_file(bundle: Path, name: str, data: bytes) -> None:
+    """Another file in its place, with the right size and hash in the manifest."""
+    (bundle / name).write_bytes(data)
+
+    def rehash(manifest: dict[str, Any]) -> None:
+        (entry,) = (entry for entry in manifest["files"] if entry["path"] == name)
+        entry.update(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    edit_manifest(bundle, rehash)
+
+
+def change_byte(file: Path) -> None:
+    """Flips one bit in the middle."""
+    with file.open("r+b") as stream:
+        stream.seek(file.stat().st_size // 2)
+        byte = stream.read(1)[0]
+        stream.seek(-1, 1)
+        stream.write(bytes([byte ^ 1]))
+
+
+def refused(bundle: Path, *options: str) -> str:
+    """The one line with which `generate` refuses a bundle."""
+    done = run_cli("generate", bundle, "--prompt-ids=1", "--max-tokens=1", "--raw", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    return done.stderr
+
+
 def run_cli(*arguments: str | bytes | Path) -> subprocess.CompletedProcess[str]:
     """`python -m nanochat_x ...`, as a user calls it."""
     command = [os.fsencode(part) for part in (sys.executable, "-m", "nanochat_x", *arguments)]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from bundles import edit_manifest, run_cli
+from bundles import change_byte, edit_manifest, run_cli
 from safetensors.torch import load_file, save_file
 
 CONTEXT, VOCAB = 512, 2048  # of the demo model
@@ -68,15 +68,6 @@ def test_changed_byte_in_the_manifest(copied_bundle: Path, tmp_path: Path) -> No
     assert text.count('"step": 3000') == 1
     (copied_bundle / "manifest.json").write_text(text.replace('"step": 3000', '"step": 3001'))
     assert_refused(forward(copied_bundle, tmp_path), r"manifest\.json.*(SHA-256|sha256)")
-
-
-def change_byte(file: Path) -> None:
-    """Flips one bit in the middle."""
-    with file.open("r+b") as stream:
-        stream.seek(file.stat().st_size // 2)
-        byte = stream.read(1)[0]
-        stream.seek(-1, 1)
-        stream.write(bytes([byte ^ 1]))
 
 
 @pytest.mark.parametrize("name", ["full.so", "weights.safetensors", "tokenizer.json"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from bundles import edit_manifest, lower_bundle
+from bundles import change_byte, edit_manifest, lower_bundle, replace_file
 from golden import FACTOR, MODES, assert_golden_logits, assert_golden_tokens, assert_transcripts
 from models import GENERATIONS, NAMES, exact_logits, golden_of, largest
 from safetensors.torch import load_file, save_file
@@ -152,22 +151,13 @@ def refusal(bundle: Path) -> str:
 
 
 def test_a_corrupted_file_is_refused_by_its_hash(spoilt: Path) -> None:
-    data = bytearray((spoilt / "model.pte").read_bytes())
-    data[len(data) // 2] ^= 1
-    (spoilt / "model.pte").write_bytes(data)
+    change_byte(spoilt / "model.pte")
     assert "model.pte" in refusal(spoilt)
     assert re.search("SHA-256|hash", refusal(spoilt))
 
 
 def test_garbage_with_the_right_hash_is_one_line(spoilt: Path) -> None:
-    garbage = b"no program" * 100
-    (spoilt / "model.pte").write_bytes(garbage)
-
-    def change(manifest: dict[str, Any]) -> None:
-        (entry,) = [file for file in manifest["files"] if file["path"] == "model.pte"]
-        entry |= {"size": len(garbage), "sha256": hashlib.sha256(garbage).hexdigest()}
-
-    edit_manifest(spoilt, change)
+    replace_file(spoilt, "model.pte", b"no program" * 100)
     assert "cannot read model.pte" in refusal(spoilt)
 
 

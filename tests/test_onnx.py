@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -20,7 +19,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from bundles import edit_manifest, lower_bundle, run_cli
+from bundles import change_byte, edit_manifest, lower_bundle, refused, replace_file, run_cli
 from golden import FACTOR, MODES, assert_golden_logits, assert_golden_tokens, assert_transcripts
 from models import GENERATIONS, MAX_SEQ_LEN, NAMES, golden_of
 from safetensors.torch import load_file
@@ -263,14 +262,6 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
         make_target()
 
 
-def refused(bundle: Path, *options: str) -> str:
-    """The one line with which `generate` refuses."""
-    done = run_cli("generate", bundle, "--prompt-ids=1", "--max-tokens=1", "--raw", *options)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1
-    return done.stderr
-
-
 def test_a_good_copy_is_taken(copied: Path) -> None:
     """What the next tests spoil."""
     done = run_cli("generate", copied, "--prompt-ids=1", "--max-tokens=1", "--raw")
@@ -279,21 +270,13 @@ def test_a_good_copy_is_taken(copied: Path) -> None:
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_a_corrupt_graph(graph: str, copied: Path) -> None:
-    data = bytearray((copied / graph).read_bytes())
-    data[len(data) // 2] ^= 1
-    (copied / graph).write_bytes(data)
+    change_byte(copied / graph)
     assert "SHA-256" in refused(copied)
 
 
 def test_what_is_no_graph(copied: Path) -> None:
     """With the right hash: onnxruntime's own refusal is one line too."""
-    (copied / "cached.onnx").write_bytes(b"no graph")
-
-    def rehash(manifest: dict[str, Any]) -> None:
-        (entry,) = (entry for entry in manifest["files"] if entry["path"] == "cached.onnx")
-        entry.update(size=8, sha256=hashlib.sha256(b"no graph").hexdigest())
-
-    edit_manifest(copied, rehash)
+    replace_file(copied, "cached.onnx", b"no graph")
     assert "cannot open the bundle's programs: " in refused(copied)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from bundles import edit_manifest, lower_bundle, run_cli
+from bundles import change_byte, edit_manifest, lower_bundle, refused, replace_file, run_cli
 from golden import FACTOR, MODES, assert_golden_logits, assert_golden_tokens, assert_transcripts
 from models import GENERATIONS, MAX_SEQ_LEN, NAMES, golden_of, largest, model_of
 from torch import Tensor
@@ -264,48 +263,27 @@ def test_a_full_disk(tmp_path: Path) -> None:
 # --- spoilt bundles
 
 
-def refused(bundle: Path, *options: str) -> str:
-    """The one line with which `generate` refuses."""
-    done = run_cli("generate", bundle, "--prompt-ids=1", "--max-tokens=1", "--raw", *options)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1
-    return done.stderr
-
-
-def replace_model(bundle: Path, data: bytes) -> None:
-    """Another model.pt, with the right hash."""
-    (bundle / "model.pt").write_bytes(data)
-
-    def rehash(manifest: dict[str, Any]) -> None:
-        (entry,) = (entry for entry in manifest["files"] if entry["path"] == "model.pt")
-        entry.update(size=len(data), sha256=hashlib.sha256(data).hexdigest())
-
-    edit_manifest(bundle, rehash)
-
-
 def test_a_good_copy_is_taken(copied: Path) -> None:
     """What the next tests spoil; a rewritten file too."""
-    replace_model(copied, (copied / "model.pt").read_bytes())
+    replace_file(copied, "model.pt", (copied / "model.pt").read_bytes())
     done = run_cli("generate", copied, "--prompt-ids=1", "--max-tokens=1", "--raw")
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_corrupt_file(copied: Path) -> None:
     """Refused by its hash: libtorch, whose own words would be others, never sees it."""
-    data = bytearray((copied / "model.pt").read_bytes())
-    data[len(data) // 2] ^= 1
-    (copied / "model.pt").write_bytes(data)
+    change_byte(copied / "model.pt")
     assert re.search(r"model\.pt.*SHA-256", refused(copied))
 
 
 def test_what_is_no_torchscript(copied: Path) -> None:
-    replace_model(copied, b"no program")
+    replace_file(copied, "model.pt", b"no program")
     assert "cannot open the bundle's programs: " in refused(copied)
 
 
 def test_a_missing_method(copied: Path, tmp_path: Path) -> None:
     torchscript.save(script_module({"full": exported(torch.tanh)}), tmp_path / "other.pt")
-    replace_model(copied, (tmp_path / "other.pt").read_bytes())
+    replace_file(copied, "model.pt", (tmp_path / "other.pt").read_bytes())
     assert re.search(r"'model\.pt' has no method (prefill|decode); lower the model again", refused(copied))
 
 
@@ -315,7 +293,7 @@ def test_outputs_of_another_shape(copied: Path, tmp_path: Path) -> None:
         arguments = ", ".join(f"{name}: Tensor" for name in ("input_ids", "prev_ids", "k", "v", "position"))
         module.define(f"def {name}(self, {arguments}) -> Tensor:\n    return k\n")
     torchscript.save(module, tmp_path / "other.pt")
-    replace_model(copied, (tmp_path / "other.pt").read_bytes())
+    replace_file(copied, "model.pt", (tmp_path / "other.pt").read_bytes())
     assert re.search(r"program decode returned 1 tensors instead of 3; lower the model again", refused(copied))
 
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <unordered_map>
 
+#include "guarded.h"
 #include "nanochat_x/safetensors.h"
 #include "torch_backend.h"
 

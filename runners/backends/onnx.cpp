@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "guarded.h"
 #include "nanochat_x/backend.h"
 #include "nanochat_x/error.h"
 #include "nanochat_x/host_cache.h"
@@ -23,19 +24,6 @@ ONNXTensorElementDataType element_type(const std::string& dtype) {
   if (dtype == "float32") return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   if (dtype == "float16") return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
   throw Error("onnxruntime's runner takes float32 and float16, not " + dtype + "; lower the model again");
-}
-
-// Runs onnxruntime's code; its exceptions become ours.
-template <typename Function>
-auto guarded(const std::string& what, Function&& function) {
-  try {
-    return function();
-  } catch (const Error&) {
-    throw;
-  } catch (const std::exception& error) {
-    const std::string whole = error.what();
-    throw Error(what + ": " + whole.substr(0, whole.find('\n')));
-  }
 }
 
 std::string shape_text(const Shape& shape) {

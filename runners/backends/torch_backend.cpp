@@ -7,6 +7,8 @@
 #include <map>
 #include <utility>
 
+#include "guarded.h"
+#include "nanochat_x/error.h"
 #include "nanochat_x/host_cache.h"
 
 namespace nanochat_x {
@@ -55,11 +57,6 @@ std::string shape_text(at::IntArrayRef shape) {
   std::string text;
   for (const std::int64_t size : shape) text += (text.empty() ? "" : ", ") + std::to_string(size);
   return '[' + text + ']';
-}
-
-std::string first_line(const char* text) {
-  const std::string whole(text);
-  return whole.substr(0, whole.find('\n'));
 }
 
 TorchBackend::TorchBackend(const Bundle& bundle, const BackendOptions& options) : bundle_(bundle) {

@@ -1,14 +1,11 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/util/Exception.h>
 
-#include <exception>
 #include <string>
 #include <vector>
 
 #include "nanochat_x/backend.h"
-#include "nanochat_x/error.h"
 
 namespace nanochat_x {
 
@@ -45,20 +42,5 @@ at::ScalarType scalar_type(const std::string& dtype);
 at::Tensor borrow(const void* data, const std::vector<std::int64_t>& shape, at::ScalarType type);
 /// "[2, 3]".
 std::string shape_text(at::IntArrayRef shape);
-std::string first_line(const char* text);
-
-/// Runs libtorch code; its exceptions become Error, saying `what`.
-template <typename Function>
-auto guarded(const std::string& what, Function&& function) {
-  try {
-    return function();
-  } catch (const Error&) {
-    throw;
-  } catch (const c10::Error& error) {
-    throw Error(what + ": " + first_line(error.what_without_backtrace()));
-  } catch (const std::exception& error) {
-    throw Error(what + ": " + first_line(error.what()));
-  }
-}
 
 }  // namespace nanochat_x

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "guarded.h"
 #include "torch_backend.h"
 
 namespace nanochat_x {
