@@ -191,6 +191,19 @@ def chat(
     return _hand_over(bundle, "chat", arguments, threads, device)
 
 
+@click.command()
+@click.argument("bundle", type=_BUNDLE)
+@model_options[0]
+@model_options[1]
+def session(bundle: Path, threads: int | None, device: str | None) -> int:
+    """Let another program drive a bundle.
+
+    Requests come on standard input, a line of JSON each; answers, and logits as raw bytes, go to standard output. What
+    they look like: docs/session.md.
+    """
+    return _hand_over(bundle, "session", [], threads, device)
+
+
 def _sampling_arguments(sampling: dict[str, float]) -> list[str]:
     # repr: the shortest digits that give the same double again
     return [f"--{name.replace('_', '-')}={value!r}" for name, value in sampling.items()]

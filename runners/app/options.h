@@ -36,5 +36,6 @@ void add_forward(CLI::App& app, int& exit_code);
 void add_generate(CLI::App& app, int& exit_code);
 void add_chat(CLI::App& app, int& exit_code);
 void add_info(CLI::App& app, int& exit_code);
+void add_session(CLI::App& app, int& exit_code);
 
 }  // namespace nanochat_x::app

@@ -13,6 +13,7 @@
 #include <sstream>
 
 #ifdef _WIN32
+#include <fcntl.h>
 #include <io.h>
 #else
 #include <fcntl.h>
@@ -92,6 +93,7 @@ void write_out(std::string_view text) {
 
 #ifdef _WIN32
 
+void use_binary_output() { _setmode(1, _O_BINARY); }
 bool stdout_is_terminal() { return _isatty(1) != 0; }
 bool stdin_is_terminal() { return _isatty(0) != 0; }
 void end_quietly_on_closed_pipe() {}
@@ -99,6 +101,7 @@ void reserve_standard_streams() {}
 
 #else
 
+void use_binary_output() {}
 bool stdout_is_terminal() { return isatty(STDOUT_FILENO) != 0; }
 bool stdin_is_terminal() { return isatty(STDIN_FILENO) != 0; }
 void end_quietly_on_closed_pipe() { std::signal(SIGPIPE, SIG_DFL); }

@@ -15,6 +15,9 @@ std::string program_name();
 /// the program quietly.
 void write_out(std::string_view text);
 
+/// From now on standard output takes bytes as they are, line feeds too (on Windows it would change them).
+void use_binary_output();
+
 /// Standard output or input is a terminal.
 bool stdout_is_terminal();
 bool stdin_is_terminal();
