@@ -17,10 +17,15 @@ TOKENIZER = "tokenizer.json"
 def list_files(folder: Path) -> list[dict[str, Any]]:
     """The manifest's `files`: path, size and SHA-256 of every file in the folder but the manifest and its hash."""
     return [
-        {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": sha256(path)}
+        describe_file(folder, path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in (MANIFEST, MANIFEST_HASH)
     ]
+
+
+def describe_file(folder: Path, path: Path) -> dict[str, Any]:
+    """One entry of the manifest's `files`."""
+    return {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

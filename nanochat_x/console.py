@@ -6,7 +6,7 @@ On a terminal the running stage has a spinner (rich); elsewhere each line is pla
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 class Stage:
     """One running stage; `detail` adds what should stand beside its time when it ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, show: Callable[[str], None] | None = None) -> None:
         self.details: list[str] = []
+        self._show = show
+
+    def update(self, text: str) -> None:
+        """How far it is ("12 of 500"), where that can be drawn; elsewhere it is not said."""
+        if self._show is not None:
+            self._show(text)
 
     def detail(self, text: str) -> None:
         """Adds e.g. a size ("1.5 MB") to the line that ends the stage."""
@@ -87,7 +93,6 @@ class TerminalProgress:
         from rich.progress import Progress as Display
         from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        stage = Stage()
         start = time.monotonic()
         # redirect_*: off, as a library's own warnings must not be drawn through the display.
         display = Display(
@@ -99,7 +104,8 @@ class TerminalProgress:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        display.add_task(title, total=None)
+        task = display.add_task(title, total=None)
+        stage = Stage(lambda text: display.update(task, description=f"{title}: {text}"))
         try:
             with display:
                 yield stage

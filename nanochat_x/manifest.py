@@ -111,6 +111,7 @@ def _describe(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         *(f"            {note}" for note in checkpoint.get("notes", [])),
         f"machine     {_describe_machine(machine, manifest['target'])}",
         f"verified    {_describe_verification(manifest.get('verification'))}",
+        *([f"proved      {_describe_parity(manifest['parity'])}"] if manifest.get("parity") else []),
     ]
     lines += [f"file        {entry['size']:>12,}  {entry['path']}" for entry in manifest["files"]]
     return lines
@@ -133,6 +134,11 @@ def _describe_machine(machine: Mapping[str, Any], target: str) -> str:
 
 def _step(step: int | None) -> str:
     return "" if step is None else f" step {step}"
+
+
+def _describe_parity(parity: Mapping[str, Any]) -> str:
+    """What `verify` found."""
+    return f"{'yes' if parity['passed'] else 'NO'}: {parity['summary']}"
 
 
 def _describe_verification(verification: Mapping[str, Any] | None) -> str:

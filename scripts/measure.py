@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import statistics
@@ -27,6 +26,7 @@ from typing import Any
 
 from nanochat_x.build import PROGRAMS, ensure_built
 from nanochat_x.console import tree_size
+from nanochat_x.machine import describe_machine
 
 RUNS = 5
 PROMPT = 512  # tokens that are read, and
@@ -119,7 +119,7 @@ def main() -> None:
             lowering = {"lower s": round(cost.seconds), "lower peak MB": cost.peak_bytes // 10**6}
             rows[target] = lowering | measure(target, output)
             shutil.rmtree(output)
-    machine = f"{cpu_name()}, {os.cpu_count()} cores, {platform.system()}"
+    machine = describe_machine()
     print(
         f"\ndepth {arguments.depth}, float32, prompt {PROMPT} tokens, {TOKENS} new ones, medians of {RUNS}; {machine}\n"
     )
@@ -127,15 +127,6 @@ def main() -> None:
     for name in next(iter(rows.values())):
         print(f"{name:26}" + "".join(f"{row[name]:>13}" for row in rows.values()))
     print(json.dumps({"machine": machine, "depth": arguments.depth, "targets": rows}))
-
-
-def cpu_name() -> str:
-    """What the processor calls itself, where Linux tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,246 @@
+"""`verify`: the C++ runner of a bundle against the model in float64, on examples that Hypothesis chooses.
+
+The rule, for every example: the runner's largest error against float64 is at most FACTOR times what eager PyTorch in
+the bundle's dtype loses on the same texts. `verification` has the reason for the factor.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+
+import hypothesis
+import torch
+from hypothesis import HealthCheck, Phase
+from torch import Tensor
+
+from nanochat_x.errors import ParityError
+from nanochat_x.model import GPT
+from nanochat_x.parity_examples import Example, Limits, examples, first_examples
+from nanochat_x.session import RunnerSession
+from nanochat_x.spec import ModelSpec
+from nanochat_x.verification import FACTOR
+from nanochat_x.wrappers import ExportableGPT
+
+SHRINKING_SECONDS = 120.0  # a failure is shrunk no longer than that
+
+
+@dataclass(frozen=True)
+class Row:
+    """Logits of one row of an example; each [n, vocab], float64 where it says exact."""
+
+    got: Tensor
+    eager: Tensor
+    exact: Tensor
+    calls: tuple[int, ...]  # T of the call that fed each of the n tokens
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An example that was run, and how far runner and eager are from float64: the largest error of any logit."""
+
+    example: Example
+    rows: tuple[Row, ...]
+    runner_error: float
+    eager_error: float
+    where: tuple[int, int, int]  # row, position and token id of the runner's largest error
+
+    @property
+    def ratio(self) -> float:
+        """runner_error in units of eager_error."""
+        if self.runner_error == 0:
+            return 0.0
+        return self.runner_error / self.eager_error if self.eager_error else math.inf
+
+    @property
+    def passed(self) -> bool:
+        """The rule. False for NaN too."""
+        return self.runner_error <= FACTOR * self.eager_error
+
+    def __str__(self) -> str:
+        row, position, token = self.where
+        return (
+            f"off by {self.runner_error:.3g} at row {row}, position {position}, token id {token}: {self.ratio:.3g} "
+            f"times what eager loses ({self.eager_error:.3g}; allowed {FACTOR:g} times)"
+        )
+
+
+class Reference:
+    """The model in the bundle's dtype, and in float64 over the same weights: whole texts, no cache."""
+
+    def __init__(self, spec: ModelSpec, weights: Mapping[str, Tensor], dtype: torch.dtype, max_seq_len: int) -> None:
+        """`weights` are prepared for `dtype`, as those of the bundle are."""
+        self._eager = ExportableGPT(GPT.from_weights(spec, weights, dtype), max_seq_len)
+        self._exact = ExportableGPT(GPT.from_weights(spec, weights, torch.float64), max_seq_len)
+
+    def logits(self, rows: list[list[int]]) -> tuple[list[Tensor], list[Tensor]]:
+        """Eager's and float64's logits [n, vocab] of each row.
+
+        Rows are padded to one length: in a causal model what follows a token changes nothing before it.
+        """
+        length = max(len(row) for row in rows)
+        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+        with torch.inference_mode():
+            eager, exact = self._eager(ids), self._exact(ids)
+        return (
+            [logits[: len(row)] for logits, row in zip(eager, rows, strict=True)],
+            [logits[: len(row)].double() for logits, row in zip(exact, rows, strict=True)],
+        )
+
+
+def run_example(example: Example, session: RunnerSession, reference: Reference) -> Outcome:
+    """Feeds an example to the runner and compares. Raises RunnerError, and ParityError for logits of another shape."""
+    rows = example.rows(session.vocab_size)
+    got = feed(example, rows, session)
+    eager, exact = reference.logits(rows)
+    judged = []
+    for row, logits in enumerate(got):
+        if logits.shape != exact[row].shape:
+            raise ParityError(f"the runner returned logits {list(logits.shape)}, not {list(exact[row].shape)}")
+        prompt = example.prompts[row]
+        calls = [max(example.prompts)] * prompt + [size for size in example.chunks for _ in range(size)]
+        judged.append(Row(logits, eager[row], exact[row], tuple(calls)))
+    return judge(example, tuple(judged))
+
+
+def feed(example: Example, rows: list[list[int]], session: RunnerSession) -> list[Tensor]:
+    """The runner's logits [n, vocab] of each row."""
+    longest = max(example.prompts)
+    prompts = [row[:prompt] + [0] * (longest - prompt) for row, prompt in zip(rows, example.prompts, strict=True)]
+    if not example.cached:
+        return [logits[:prompt] for logits, prompt in zip(session.forward(prompts), example.prompts, strict=True)]
+    session.new(len(rows))
+    done = list(example.prompts)
+    ragged = min(example.prompts) < longest
+    pieces = [[logits[:n]] for logits, n in zip(session.append(prompts, done if ragged else None), done, strict=True)]
+    for size in example.chunks:
+        logits = session.append([row[begin : begin + size] for row, begin in zip(rows, done, strict=True)])
+        done = [begin + size for begin in done]
+        for row, piece in zip(pieces, logits, strict=True):
+            row.append(piece)
+    return [torch.cat(row) for row in pieces]
+
+
+def judge(example: Example, rows: tuple[Row, ...]) -> Outcome:
+    """How far off the rows are, and where most."""
+    worst, where = -1.0, (0, 0, 0)
+    for number, row in enumerate(rows):
+        error = (row.got.double() - row.exact).abs()
+        error[error.isnan()] = math.inf  # a NaN is as wrong as can be
+        largest = float(error.max())
+        if largest > worst:
+            position, token = divmod(int(error.argmax()), error.shape[1])
+            worst, where = largest, (number, position, token)
+    eager = max(float((row.eager.double() - row.exact).abs().max()) for row in rows)
+    return Outcome(example, rows, worst, eager, where)
+
+
+class _Failed(Exception):
+    """An example broke the rule; for Hypothesis, which looks for a smaller one that does."""
+
+
+class _Enough(BaseException):
+    """The search is over; Hypothesis lets pass what is no Exception."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a search found: how many examples were run, and the smallest one that broke the rule."""
+
+    done: int
+    failure: Outcome | None
+    in_time: bool  # False: the deadline came before all examples were run
+
+
+def search(
+    limits: Limits,
+    run: Callable[[Example], Outcome],
+    see: Callable[[Outcome], None],
+    *,
+    count: int,
+    seed: int,
+    deadline: float = math.inf,
+) -> Run:
+    """Runs `count` different examples, or until one fails or the clock (`time.monotonic`) reaches `deadline`.
+
+    `see` is told of every outcome that counts. A failure is shrunk by Hypothesis to the smallest that it finds within
+    SHRINKING_SECONDS, and beyond the deadline if need be.
+    """
+    done: set[Example] = set()
+    failure: Outcome | None = None
+
+    def attempt(example: Example) -> Outcome:
+        outcome = run(example)
+        if example not in done:
+            done.add(example)
+            see(outcome)
+        return outcome
+
+    for example in first_examples(limits)[:count]:
+        if time.monotonic() >= deadline:
+            return Run(len(done), None, in_time=False)
+        outcome = attempt(example)
+        if not outcome.passed:
+            failure = outcome
+            break
+    if failure is None and len(done) == count:
+        return Run(count, None, in_time=True)
+    if failure is None:
+        return _hypothesis(limits, attempt, done, count, seed, deadline)
+    # Hypothesis shrinks what it found itself: it looks for a failure of its own, and the smaller one is told.
+    own = _hypothesis(limits, attempt, done, len(done) + 100, seed, time.monotonic() + SHRINKING_SECONDS).failure
+    smaller = min((failure, own or failure), key=lambda outcome: outcome.example.size)
+    return Run(len(done), smaller, in_time=True)
+
+
+def _hypothesis(
+    limits: Limits,
+    attempt: Callable[[Example], Outcome],
+    done: set[Example],
+    count: int,
+    seed: int,
+    deadline: float,
+) -> Run:
+    """Hypothesis's part of `search`."""
+    smallest: Outcome | None = None
+    shrink_until = math.inf
+    late = False
+
+    @cache  # an example that comes again ends as before
+    def passes(example: Example) -> bool:
+        nonlocal smallest, shrink_until, late
+        late = smallest is None and time.monotonic() >= deadline
+        over = len(done) >= count if smallest is None else time.monotonic() >= shrink_until
+        if late or over:
+            raise _Enough
+        outcome = attempt(example)
+        if not outcome.passed:
+            if smallest is None:
+                shrink_until = time.monotonic() + SHRINKING_SECONDS
+            if smallest is None or example.size < smallest.example.size:
+                smallest = outcome
+        return outcome.passed
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=2 * count,  # some come twice, and count once
+        phases=(Phase.generate, Phase.shrink),
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+        verbosity=hypothesis.Verbosity.quiet,
+    )
+    @hypothesis.given(examples(limits))
+    def body(example: Example) -> None:
+        if not passes(example):
+            raise _Failed
+
+    with suppress(_Failed, _Enough):
+        body()
+    return Run(len(done), smallest, in_time=not late)
