@@ -6,6 +6,7 @@
 #                          torch brings several GB for CUDA, of which nothing here makes use
 #   TARGET=onnx            what `make demo` lowers to: aoti (the default), torchscript, onnx or executorch
 #   PYTEST_ARGS="-k name"  for `make test`
+#   WORKERS=1              how many processes `make test` runs tests in (default: one a core, at most 4)
 #   FUZZ_MINUTES=10        for `make fuzz`
 
 PYTHON ?= python3
@@ -13,6 +14,7 @@ VENV ?= .venv
 TORCH_INDEX ?=
 TARGET ?= aoti
 PYTEST_ARGS ?=
+WORKERS ?= auto
 FUZZ_MINUTES ?= 10
 
 MAKEFLAGS += --no-print-directory
@@ -88,7 +90,7 @@ $(BUILD)/demo-$(TARGET).stamp: $(LOWERING) pyproject.toml $(if $(wildcard $(DEMO
 missing:
 
 test: setup ## all tests, those of the C++ core too
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(PY) -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 check: setup ## formatting, lint, types, and the C++ code without a warning
 	$(PY) -m ruff format --check .

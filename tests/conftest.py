@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from bundles import lower_bundle
+from filelock import FileLock
 from hypothesis import settings
 from models import GENERATIONS, MAX_SEQ_LEN
 
@@ -20,6 +23,15 @@ settings.register_profile("nanochat_x", deadline=None, print_blob=True)
 settings.load_profile("nanochat_x")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure() -> None:
+    """Workers that run side by side (pytest-xdist) share the cores: threads that wait for a core do so by spinning."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of the processes that are started
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +57,11 @@ def lowered(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`lowered(model, target, dtype, **options)`: a bundle, lowered when it is first asked for.
 
     `model` is "demo" or one of tests/data/generations; `options` are the target's. Never write to a bundle from here.
+    Workers that run side by side share them.
     """
-    folder = tmp_path_factory.mktemp("lowered")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "lowered"
+    folder.mkdir(exist_ok=True)
 
     def bundle(model: str, target: str = "aoti", dtype: str = "float32", **options: Any) -> Path:
         return made(model, target, dtype, **options)  # one key for a bundle, however it was asked for
@@ -54,10 +69,13 @@ def lowered(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     @cache
     def made(model: str, target: str, dtype: str, **options: Any) -> Path:
         output = folder / "-".join([model, target, dtype, *(f"{key}-{value}" for key, value in options.items())])
-        if model == "demo":
-            return lower_bundle(output, target, source="demo", dtype=dtype, options=options)
-        checkpoint = GENERATIONS / model
-        return lower_bundle(output, target, base_dir=checkpoint, max_seq_len=MAX_SEQ_LEN, dtype=dtype, options=options)
+        checkpoint: dict[str, Any] = (
+            {"source": "demo"} if model == "demo" else {"base_dir": GENERATIONS / model, "max_seq_len": MAX_SEQ_LEN}
+        )
+        with FileLock(folder / f"{output.name}.lock"):
+            if output.exists():  # a bundle appears whole or not at all
+                return output
+            return lower_bundle(output, target, dtype=dtype, options=options, **checkpoint)
 
     return bundle
 
