@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure() -> None:
-    """Workers that run side by side (pytest-xdist) share the cores: threads that wait for a core do so by spinning."""
+    """Makes processes that tests start alike, however the tests themselves were started."""
+    # In the background (`make test &`, nohup) signals are ignored, in what is started too; the tests send them.
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
+    # Workers that run side by side (pytest-xdist) share the cores: threads that wait for a core do so by spinning.
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         threads = max(1, (os.cpu_count() or 1) // workers)
