@@ -17,7 +17,7 @@ import click
 
 from nanochat_x import __version__
 from nanochat_x.build import PROGRAMS, build_all, program_of
-from nanochat_x.cli_run import Integer, chat, forward, generate
+from nanochat_x.cli_run import Integer, chat, evaluate, forward, generate
 from nanochat_x.console import format_size, progress_on, tree_size
 from nanochat_x.errors import NanochatXError, UsageError
 from nanochat_x.find import SOURCE_FOLDERS
@@ -297,5 +297,5 @@ def invocation() -> str:
     return f"{shlex.quote(str(python))} -m nanochat_x"
 
 
-for _verb in (forward, generate, chat):
+for _verb in (forward, generate, chat, evaluate):
     cli.add_command(_verb)
