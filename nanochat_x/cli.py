@@ -18,7 +18,7 @@ import click
 from nanochat_x import __version__
 from nanochat_x.build import PROGRAMS, build_all, program_of
 from nanochat_x.cli_options import checkpoint_options
-from nanochat_x.cli_reports import compare
+from nanochat_x.cli_reports import compare, doctor
 from nanochat_x.cli_run import Integer, chat, evaluate, forward, generate
 from nanochat_x.console import format_size, progress_on, tree_size
 from nanochat_x.errors import NanochatXError, UsageError
@@ -91,6 +91,9 @@ def cli() -> None:
       nanochat_x inspect -i sft -g d20            what is in the checkpoint
       nanochat_x lower -i sft -g d20              -> the folder nanochat-d20-aoti
       nanochat_x chat nanochat-d20-aoti
+    \b
+    When something does not work:
+      nanochat_x doctor
 
     Errors are one line on standard error and exit code 2.
     """
@@ -276,5 +279,5 @@ def invocation() -> str:
     return f"{shlex.quote(str(python))} -m nanochat_x"
 
 
-for _verb in (forward, generate, chat, evaluate, compare):
+for _verb in (forward, generate, chat, evaluate, compare, doctor):
     cli.add_command(_verb)

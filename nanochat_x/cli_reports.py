@@ -1,9 +1,10 @@
-"""The verbs that report on bundles."""
+"""The verbs that report on bundles and on this machine."""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -15,6 +16,7 @@ from nanochat_x.errors import UsageError
 from nanochat_x.interrupts import ending_at_once
 
 _BUNDLE = click.Path(path_type=Path)
+EXIT_AMISS = 1
 
 
 @click.command()
@@ -75,3 +77,34 @@ def compare(
         click.echo(line)
     if as_json:
         click.echo(json.dumps(report, allow_nan=False))
+
+
+@click.command()
+@click.argument("bundle", required=False, type=_BUNDLE)
+@click.option("--json", "as_json", is_flag=True, help="The last line is one JSON object with the same findings.")
+def doctor(bundle: Path | None, as_json: bool) -> int:
+    """Tell what is installed, and which targets can be lowered and run here.
+
+    With BUNDLE, also whether it is whole and fits this machine. Below each thing that is missing or amiss stands what
+    mends it. Nothing is built or changed.
+
+    Exit code 0 if all is well; 1 if something is amiss; 2 for a mistake on the command line. What is missing but not
+    needed (another target's packages, a runner that was not built yet) is told, and is not amiss.
+
+    \b
+    nanochat_x doctor
+    nanochat_x doctor nanochat-demo-aoti
+    """
+    from nanochat_x.doctor import examine, lines_of
+    from nanochat_x.doctor_bundle import examine_bundle
+
+    # The bundle first: a path that is none is a mistake, which is told at once.
+    of_bundle = list(examine_bundle(bundle)) if bundle is not None else []
+    findings = [*examine(), *of_bundle]
+    for line in lines_of(findings):
+        click.echo(line)
+    amiss = sum(finding.state == "amiss" for finding in findings)
+    click.echo("\nall is well" if amiss == 0 else f"\nto be mended: {amiss}")
+    if as_json:
+        click.echo(json.dumps({"ok": amiss == 0, "findings": [asdict(finding) for finding in findings]}))
+    return EXIT_AMISS if amiss else 0
