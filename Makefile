@@ -25,7 +25,8 @@ BUILD := build
 VENV_DONE := $(VENV)/.nanochat_x-venv
 PACKAGES_DONE := $(VENV)/.nanochat_x-packages
 # What a bundle's content depends on: the code that lowers, and the demo model.
-LOWERING := $(filter-out %/cli.py %/cli_run.py %/console.py %/runner.py %/build.py %/inspection.py %/initialize.py, \
+LOWERING := $(filter-out %/cli.py %/cli_options.py %/cli_reports.py %/cli_run.py %/console.py %/runner.py %/build.py \
+  %/buildable.py %/comparing.py %/comparison.py %/doctor.py %/doctor_bundle.py %/inspection.py %/initialize.py %/pins.py, \
   $(wildcard nanochat_x/*.py targets/*.py)) $(shell find nanochat_x/demo -type f)
 CXX_FILES = $(shell find runners -name '*.h' -o -name '*.cpp')
 # With flock, two `make` at once do one after the other what both need; the second finds it done.
