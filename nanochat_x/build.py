@@ -92,10 +92,16 @@ def build_all(*, tests: bool = False, werror: bool = False, log: Progress | None
     Raises RunnerError, with the place of the log, when the build fails.
     """
     build_dir = _ensure(None, tests=tests, werror=werror, sources=None, log=log or Silent())
-    text = (build_dir / LOG).read_text(encoding="utf-8", errors="replace")
-    reasons = dict(re.findall(r"^-- nanochat_x: no backend (\w+), (.*)$", text, flags=re.MULTILINE))
+    reasons = left_out(build_dir)
     missing = [target for target in PROGRAMS if not program_of(target, build_dir).is_file()]
-    return build_dir, {target: reasons.get(target.upper(), "see " + str(build_dir / LOG)) for target in missing}
+    return build_dir, {target: reasons.get(target, "see " + str(build_dir / LOG)) for target in missing}
+
+
+def left_out(build_dir: Path) -> dict[str, str]:
+    """target -> why configuring left its runner out, and how to get what it lacks, as the log tells."""
+    text = (build_dir / LOG).read_text(encoding="utf-8", errors="replace")
+    reasons = re.findall(r"^-- nanochat_x: no backend (\w+), (.*)$", text, flags=re.MULTILINE)
+    return {switch.lower(): reason for switch, reason in reasons}
 
 
 def program_of(target: str, build_dir: Path) -> Path:
@@ -107,7 +113,15 @@ def _ensure(target: str | None, *, tests: bool, werror: bool, sources: Path | No
     """Builds by need and returns the build folder; without a target: what there are runtimes for."""
     source_dir = (sources or installed_sources()).resolve()
     build_dir = default_build_dir(source_dir)
-    recipe = Recipe(
+    recipe = make_recipe(source_dir, tests=tests, werror=werror)
+    if not is_fresh(build_dir, target, recipe):
+        _build_locked(source_dir, build_dir, target, recipe, log)
+    return build_dir
+
+
+def make_recipe(source_dir: Path, *, tests: bool = False, werror: bool = False) -> Recipe:
+    """What a build of these sources would be made of, here and now."""
+    return Recipe(
         source_dir=str(source_dir),
         sources=hash_sources(source_dir),
         runtimes=runtime_versions(),
@@ -116,9 +130,6 @@ def _ensure(target: str | None, *, tests: bool, werror: bool, sources: Path | No
         tests=tests,
         werror=werror,
     )
-    if not _is_fresh(build_dir, target, recipe):
-        _build_locked(source_dir, build_dir, target, recipe, log)
-    return build_dir
 
 
 def executable(name: str) -> str:
@@ -187,7 +198,8 @@ def _read_stamp(build_dir: Path) -> Recipe | None:
         return None
 
 
-def _is_fresh(build_dir: Path, target: str | None, recipe: Recipe) -> bool:
+def is_fresh(build_dir: Path, target: str | None, recipe: Recipe) -> bool:
+    """Whether the folder holds the runner of the target (None: whatever was built) by this recipe, or one with more."""
     built = _read_stamp(build_dir)
     there = target is None or program_of(target, build_dir).is_file()
     return built is not None and built.serves(recipe) and there
@@ -208,7 +220,7 @@ def _build_locked(source_dir: Path, build_dir: Path, target: str | None, recipe:
     except OSError as error:
         raise RunnerError(f"cannot write the build folder {build_dir}: {error.strerror}") from None
     try:
-        if not _is_fresh(build_dir, target, recipe):
+        if not is_fresh(build_dir, target, recipe):
             _build(source_dir, build_dir, target, recipe, log)
     finally:
         lock.release()
@@ -227,11 +239,11 @@ def _build(source_dir: Path, build_dir: Path, target: str | None, recipe: Recipe
         (build_dir / "CMakeCache.txt").unlink(missing_ok=True)
     ninja = find_tool("ninja")
     with log.stage("configure the C++ runner"):
-        _run(_configure_command(source_dir, build_dir, ninja, target, recipe), build_dir, "configuring")
+        run_step(configure_command(source_dir, build_dir, ninja, target, recipe), build_dir, "configuring")
     with log.stage("compile the C++ runner") as stage:
         if _has_hidden_changes(source_dir, build_dir):
-            _run([ninja, "-C", str(build_dir), "-t", "clean"], build_dir, "cleaning")
-        _run([ninja, "-C", str(build_dir), "-j", str(os.cpu_count() or 1)], build_dir, "compiling")
+            run_step([ninja, "-C", str(build_dir), "-t", "clean"], build_dir, "cleaning")
+        run_step([ninja, "-C", str(build_dir), "-j", str(os.cpu_count() or 1)], build_dir, "compiling")
         stage.detail(str(build_dir))
     if target is not None and not program_of(target, build_dir).is_file():
         raise RunnerError(f"the build left no {PROGRAMS[target]} in {build_dir}", remedy=f"see {build_dir / LOG}")
@@ -258,7 +270,9 @@ def _has_hidden_changes(source_dir: Path, build_dir: Path) -> bool:
     return hidden
 
 
-def _configure_command(source_dir: Path, build_dir: Path, ninja: str, target: str | None, recipe: Recipe) -> list[str]:
+def configure_command(source_dir: Path, build_dir: Path, ninja: str, target: str | None, recipe: Recipe) -> list[str]:
+    """CMake's command line; the target's backend must be found, others are taken where they are."""
+
     def switch(on: bool) -> str:
         return "ON" if on else "OFF"
 
@@ -287,7 +301,7 @@ def find_tool(name: str) -> str:
     raise RunnerError(f"{name} was not found", remedy=f"pip install {name}")
 
 
-def _run(command: Sequence[str], build_dir: Path, doing: str) -> None:
+def run_step(command: Sequence[str], build_dir: Path, doing: str) -> None:
     """Runs one step with its output going to the log. Raises RunnerError with the line that tells most."""
     path = build_dir / LOG
     with path.open("ab") as log:

@@ -1,4 +1,4 @@
-"""The command line: every verb is a function here or in `cli_run`; it composes what the other modules do.
+"""The command line: every verb is a function here or in a `cli_*` module; it composes what the other modules do.
 
 Torch is imported inside the verbs that need it, so that `--help` and mistakes answer at once.
 """
@@ -17,11 +17,12 @@ import click
 
 from nanochat_x import __version__
 from nanochat_x.build import PROGRAMS, build_all, program_of
-from nanochat_x.cli_run import Integer, chat, forward, generate, session
+from nanochat_x.cli_options import checkpoint_options
+from nanochat_x.cli_reports import compare, doctor
+from nanochat_x.cli_run import Integer, chat, evaluate, forward, generate, session
 from nanochat_x.cli_verify import verify
 from nanochat_x.console import format_size, progress_on, tree_size
 from nanochat_x.errors import NanochatXError, UsageError
-from nanochat_x.find import SOURCE_FOLDERS
 from nanochat_x.interrupts import ending_at_once
 
 EXIT_ERROR = 2
@@ -91,31 +92,12 @@ def cli() -> None:
       nanochat_x inspect -i sft -g d20            what is in the checkpoint
       nanochat_x lower -i sft -g d20              -> the folder nanochat-d20-aoti
       nanochat_x chat nanochat-d20-aoti
+    \b
+    When something does not work:
+      nanochat_x doctor
 
     Errors are one line on standard error and exit code 2.
     """
-
-
-def checkpoint_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that choose a checkpoint, named as nanochat names them."""
-    options = (
-        click.option("-i", "--source", type=click.Choice([*SOURCE_FOLDERS, "demo"]),
-                     help="Which training stage. Default: the most finished one that there is; without a nanochat "
-                          "folder, the demo model."),
-        click.option("-g", "--model-tag", metavar="TAG", help="Which model, as d20. Default: the deepest."),
-        click.option("-s", "--step", type=Integer(0), metavar="N", help="Which step. Default: the last."),
-        click.option("--base-dir", type=click.Path(path_type=Path), metavar="DIR",
-                     help="nanochat's folder. Default: $NANOCHAT_BASE_DIR, else ~/.cache/nanochat."),
-        click.option("--tokenizer", "tokenizer_dir", type=click.Path(path_type=Path), metavar="DIR",
-                     help="Folder with tokenizer.pkl. Default: tokenizer in the base folder."),
-        click.option("--hf", type=click.Path(path_type=Path), metavar="DIR",
-                     help="A Hugging Face folder of a NanoChatForCausalLM, in the place of the options above."),
-        click.option("--override", "override_pairs", multiple=True, metavar="KEY=VALUE",
-                     help="A constant that the checkpoint's files do not tell, as softcap=20. Repeatable."),
-    )  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -298,5 +280,5 @@ def invocation() -> str:
     return f"{shlex.quote(str(python))} -m nanochat_x"
 
 
-for _verb in (forward, generate, chat, session, verify):
+for _verb in (forward, generate, chat, session, verify, evaluate, compare, doctor):
     cli.add_command(_verb)

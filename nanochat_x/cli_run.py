@@ -204,6 +204,54 @@ def session(bundle: Path, threads: int | None, device: str | None) -> int:
     return _hand_over(bundle, "session", [], threads, device)
 
 
+def text_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The text that a report is about; `text_arguments` makes the runner's options of them."""
+    options = (
+        click.option("--text", type=click.Path(path_type=Path), metavar="FILE",
+                     help="One text, UTF-8. Every token of it is predicted, in consecutive windows of the context, "
+                          "each of which begins with <|bos|> and knows nothing of those before it."),
+        click.option("--docs", type=click.Path(path_type=Path), metavar="FILE.json",
+                     help='A JSON list of texts, or {"docs": [...]}: each with <|bos|> in front, cut to one window.'),
+        click.option("--context", type=Integer(1, _LARGEST), metavar="N",
+                     help="Predicted tokens of a window at most. Default: what the model was trained on, or fewer if "
+                          "the bundle takes fewer."),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def text_arguments(text: Path | None, docs: Path | None, context: int | None) -> list[str]:
+    """Options of the runner's `eval` and `tokenize`. Raises UsageError unless one of the two files is named."""
+    if (text is None) == (docs is None):
+        raise UsageError("one of --text and --docs names the text", remedy="for instance --text book.txt")
+    arguments = [f"--text={text}" if text is not None else f"--docs={docs}"]
+    return arguments if context is None else [*arguments, f"--context={context}"]
+
+
+@click.command("eval")
+@click.argument("bundle", type=_BUNDLE)
+@text_options
+@click.option("--json", "as_json", is_flag=True, help="The last line is one JSON object with the same figures.")
+@model_options[0]
+@model_options[1]
+def evaluate(
+    bundle: Path, text: Path | None, docs: Path | None, context: int | None, as_json: bool, threads: int | None,
+    device: str | None,
+) -> int:  # fmt: skip
+    """Compute bits per byte and perplexity of a text with the C++ runner.
+
+    Bits per byte by nanochat's formula: the cross-entropy of the predicted tokens, over ln 2 times the bytes of their
+    text. Perplexity: e to the mean cross-entropy of a token.
+
+    \b
+    nanochat_x eval nanochat-demo-aoti --text book.txt
+    nanochat_x eval nanochat-demo-aoti --docs documents.json --json
+    """
+    arguments = text_arguments(text, docs, context) + ["--json"] * as_json
+    return _hand_over(bundle, "eval", arguments, threads, device)
+
+
 def _sampling_arguments(sampling: dict[str, float]) -> list[str]:
     # repr: the shortest digits that give the same double again
     return [f"--{name.replace('_', '-')}={value!r}" for name, value in sampling.items()]

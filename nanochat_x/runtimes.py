@@ -12,10 +12,13 @@ from nanochat_x.errors import RunnerError
 #: Packages whose libraries and headers the runners link.
 PACKAGES = ("torch", "onnxruntime", "executorch")
 
+#: target -> the one of them that its runner is built with.
+RUNTIMES = {"aoti": "torch", "torchscript": "torch", "onnx": "onnxruntime", "executorch": "executorch"}
+
 
 def torch_version() -> str:
     """Version of the installed torch, as `2.13.0+cpu`. Raises RunnerError if there is none."""
-    version = _version("torch")
+    version = installed_version("torch")
     if version is None:
         raise RunnerError("the runner needs torch's libraries", remedy="pip install nanochat_x's dependencies")
     return version
@@ -23,7 +26,7 @@ def torch_version() -> str:
 
 def runtime_versions() -> tuple[str, ...]:
     """`PACKAGE VERSION` of each that is installed, in a fixed order."""
-    return tuple(f"{package} {version}" for package in PACKAGES if (version := _version(package)) is not None)
+    return tuple(f"{package} {version}" for package in PACKAGES if (version := installed_version(package)) is not None)
 
 
 def cmake_prefixes() -> list[Path]:
@@ -33,7 +36,8 @@ def cmake_prefixes() -> list[Path]:
     return [*torch, *_folders("onnxruntime"), *_folders("executorch"), *([unpacked] if unpacked.is_dir() else [])]
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Version of a package of this environment; None: it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -64,6 +64,12 @@ class TokenizerData:
         """Number of ids, special tokens included."""
         return len(self.tokens) + len(self.special_tokens)
 
+    def counted_bytes(self) -> tuple[int, ...]:
+        """`token_bytes`; where there is no such file, each token's own bytes."""
+        if self.token_bytes is not None:
+            return self.token_bytes
+        return (*(len(token) for token in self.tokens), *(0 for _ in self.special_tokens))
+
     def to_portable_json(self) -> str:
         """The text of a bundle's tokenizer.json."""
         return json.dumps(
@@ -72,6 +78,7 @@ class TokenizerData:
                 "pattern": self.pattern,
                 "tokens": [base64.b64encode(token).decode("ascii") for token in self.tokens],
                 "special_tokens": self.special_tokens,
+                "token_bytes": self.counted_bytes(),
             },
             indent=0,
         )

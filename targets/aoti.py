@@ -18,6 +18,7 @@ import torch._inductor.cpu_vec_isa
 from torch.export import ExportedProgram
 
 from nanochat_x.capture import Captured
+from nanochat_x.compiler import find_compiler
 from nanochat_x.console import Progress, format_size
 from nanochat_x.errors import LoweringError
 from nanochat_x.target import Lowered, Machine
@@ -96,7 +97,7 @@ class Aoti:
             # Otherwise the number of threads of this machine is baked in.
             "cpp.dynamic_threads": True,
             "cpp.march": self.march,
-            "cpp.cxx": (None, _compiler()),
+            "cpp.cxx": (None, find_compiler()),
         }
         simdlen = _simdlen(self.march)
         if simdlen is not None:
@@ -125,7 +126,7 @@ def _cpu_features(march: str, *flags: str) -> tuple[str, ...]:
     """What the C++ compiler may use under `-march` and `flags`, asked from it. Raises LoweringError if it refuses."""
     if not re.fullmatch(r"[A-Za-z0-9_.+-]+", march):
         raise LoweringError(f"--march {march!r} is no instruction set", remedy="try native, x86-64-v3 or x86-64-v4")
-    compiler = _compiler()
+    compiler = find_compiler()
     command = [compiler, f"-march={march}", *flags, "-dM", "-E", "-x", "c++", os.devnull]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
@@ -148,20 +149,6 @@ def _simdlen(march: str) -> int | None:
     if set(_cpu_features(march, *chosen.build_arch_flags().split())) <= features:
         return None
     return 256 if {"avx2", "fma", "f16c"} <= features else 1  # 1: no vectors beyond the compiler's own
-
-
-def _compiler() -> str:
-    """The C++ compiler: $CXX, else g++, else clang++. Raises LoweringError if there is none."""
-    wanted = os.environ.get("CXX")
-    if wanted:
-        found = shutil.which(wanted)
-        if found is None:
-            raise LoweringError(f"CXX={wanted} is not a program", remedy="set CXX to a compiler alone, without options")
-        return found
-    found = shutil.which("g++") or shutil.which("clang++")
-    if found is None:
-        raise LoweringError("no C++ compiler found", remedy="install one (Debian: apt-get install g++) or set CXX")
-    return found
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from nanochat_x.cli import main
 from nanochat_x.errors import RunnerError
 from nanochat_x.interrupts import ending_at_once
 
-VERBS = ("lower", "init", "inspect", "build-runners", "forward", "generate", "chat")
+VERBS = ("lower", "init", "inspect", "build-runners", "forward", "generate", "chat", "eval", "compare",
+         "doctor")  # fmt: skip
 
 
 def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -154,6 +155,13 @@ def test_the_module_and_the_console_scripts(tmp_path: Path) -> None:
         ("chat b --prompt ", "--prompt is empty"),
         ("chat b --json", "--json reports on a script"),
         ("chat /nowhere", "no bundle at /nowhere"),
+        ("eval b", "one of --text and --docs"),
+        ("eval b --text x --docs y", "one of --text and --docs"),
+        ("eval b --text x --context 0", "'0' is not an integer of at least 1"),
+        ("eval /nowhere --text x", "no bundle at /nowhere"),
+        ("compare a --text x", "takes a second bundle"),
+        ("doctor /nowhere", "no bundle at /nowhere"),
+        ("doctor a b", "unexpected extra argument"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -345,6 +353,13 @@ def test_chat_is_handed_over(handed_over: list[list[str]]) -> None:
     main(["chat", "b", "--script", "f.json", "--json", "--threads", "1"])
     same = ["chat", "b", *DEFAULTS]
     assert handed_over == [same, [*same, "--prompt=-h"], [*same, "--script=f.json", "--json", "--threads=1"]]
+
+
+def test_eval_is_handed_over(handed_over: list[list[str]]) -> None:
+    assert main(["eval", "b", "--text", "-x"]) == 5
+    main(["eval", "b", "--docs", "d", "--context", "9", "--json", "--threads", "2", "--device", "cpu"])
+    options = ["--docs=d", "--context=9", "--json", "--threads=2", "--device=cpu"]
+    assert handed_over == [["eval", "b", "--text=-x"], ["eval", "b", *options]]
 
 
 def test_build_runners_says_where_they_are(

@@ -11,6 +11,8 @@ import torch
 from bundles import edit_manifest, lower_bundle, run_cli
 from models import GENERATIONS, MAX_SEQ_LEN, golden_of
 from safetensors.torch import load_file, save_file
+from test_eval import CONTEXT, DOCS, check
+from test_eval import expected as sums_of
 
 NAME = "2026-07-smear"
 
@@ -48,6 +50,12 @@ def test_greedy_tokens_and_samples(bundle: Path) -> None:
     done = run_cli(*command, "--num-samples=3")
     samples = json.loads(done.stdout.splitlines()[-1])["samples"]
     assert [sample["ids"] for sample in samples] == [golden.greedy_tokens] * 3
+
+
+def test_eval(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "docs.json").write_text(json.dumps(DOCS), encoding="utf-8")
+    done = run_cli("eval", bundle, "--docs", tmp_path / "docs.json", "--json")
+    check(json.loads(done.stdout.splitlines()[-1]), sums_of(DOCS, CONTEXT, whole=False), len(DOCS))
 
 
 def test_a_bundle_with_half_of_the_cached_programs_is_refused(bundle: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -100,12 +101,20 @@ def test_every_protocol_that_knows_bytes(tmp_path: Path, protocol: int) -> None:
 def test_portable_json_as_docs_bundle_md_has_it() -> None:
     tokenizer = read_tokenizer(DEMO)
     portable = json.loads(tokenizer.to_portable_json())
-    assert list(portable) == ["version", "pattern", "tokens", "special_tokens"]
+    assert list(portable) == ["version", "pattern", "tokens", "special_tokens", "token_bytes"]
     assert portable["version"] == 1
     assert portable["pattern"].startswith("'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}+|\\p{N}{1,2}|")
     assert portable["tokens"][:2] == ["AA==", "AQ=="]
     assert [base64.b64decode(token) for token in portable["tokens"]] == list(tokenizer.tokens)
     assert portable["special_tokens"]["<|bos|>"] == 2039
+    assert portable["token_bytes"] == torch.load(DEMO / "token_bytes.pt", weights_only=True).tolist()
+
+
+def test_token_bytes_without_their_file_are_what_it_would_hold(tmp_path: Path) -> None:
+    shutil.copy(DEMO / "tokenizer.pkl", tmp_path)
+    alone = read_tokenizer(tmp_path)
+    assert alone.token_bytes is None
+    assert list(alone.counted_bytes()) == torch.load(DEMO / "token_bytes.pt", weights_only=True).tolist()
 
 
 def test_reading_does_not_import_tiktoken() -> None:

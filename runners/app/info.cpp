@@ -39,6 +39,19 @@ std::string human_size(std::uint64_t bytes) {
   return text;
 }
 
+// What the programs need of this machine, one by one.
+ordered_json checks_json(const Bundle& bundle) {
+  ordered_json checks = ordered_json::array();
+  for (const MachineCheck& check : bundle.machine_checks(backend_version())) {
+    checks.push_back({{"name", check.name},
+                      {"needed", check.needed},
+                      {"fits", check.fits()},
+                      {"problem", check.problem},
+                      {"remedy", check.remedy}});
+  }
+  return checks;
+}
+
 ordered_json as_json(const Bundle& bundle, const std::optional<std::string>& obstacle) {
   const Manifest& m = bundle.manifest();
   ordered_json files = ordered_json::array();
@@ -66,6 +79,7 @@ ordered_json as_json(const Bundle& bundle, const std::optional<std::string>& obs
           {"weights", m.weights},
           {"tokenizer", m.tokenizer},
           {"files", files},
+          {"checks", checks_json(bundle)},
           {"runs_here", !obstacle},
           {"obstacle", obstacle ? ordered_json(*obstacle) : ordered_json()}};
 }

@@ -104,6 +104,11 @@ void add_num_samples(CLI::App& verb, GenerateOptions& options) {
   add_integer(verb, "-n,--num-samples", options.num_samples, 1, kLargest, "Continuations of the one prompt");
 }
 
+void add_context(CLI::App& verb, std::int64_t& context) {
+  add_integer(verb, "--context", context, 0, kLargest,
+              "Predicted tokens of one window at most; 0: what the model was trained on, if the bundle takes so many");
+}
+
 std::vector<std::int64_t> parse_integers(std::string_view text, const std::string& option, std::int64_t least) {
   std::vector<std::int64_t> result;
   for (std::size_t begin = 0; begin <= text.size();) {

@@ -25,6 +25,8 @@ void add_sampling_options(CLI::App& verb, GenerateOptions& options);
 
 /// --num-samples.
 void add_num_samples(CLI::App& verb, GenerateOptions& options);
+/// --context; 0, the default: the bundle's own.
+void add_context(CLI::App& verb, std::int64_t& context);
 
 /// "1,2,3" as integers, each at least `least` (0 or more). Throws Error naming `option`.
 std::vector<std::int64_t> parse_integers(std::string_view text, const std::string& option, std::int64_t least);
@@ -33,6 +35,8 @@ void check_utf8(std::string_view text, const std::string& what);
 
 // The verbs: each adds its subcommand, which sets `exit_code` when it has run.
 void add_forward(CLI::App& app, int& exit_code);
+void add_eval(CLI::App& app, int& exit_code);
+void add_tokenize(CLI::App& app, int& exit_code);
 void add_generate(CLI::App& app, int& exit_code);
 void add_chat(CLI::App& app, int& exit_code);
 void add_info(CLI::App& app, int& exit_code);

@@ -91,11 +91,21 @@ void write_out(std::string_view text) {
   if (!written) throw Error(std::string("cannot write to standard output: ") + std::strerror(errno));
 }
 
+std::string read_text(const std::filesystem::path& file, const std::string& what) {
+  if (std::filesystem::is_directory(file)) throw Error("'" + file.string() + "' is a folder, not a " + what);
+  std::ifstream stream(file, std::ios::binary);
+  std::string text;
+  if (stream) text.assign(std::istreambuf_iterator<char>(stream), {});
+  if (!stream) throw Error("cannot read the " + what + " '" + file.string() + "': " + std::strerror(errno));
+  return text;
+}
+
 #ifdef _WIN32
 
 void use_binary_output() { _setmode(1, _O_BINARY); }
 bool stdout_is_terminal() { return _isatty(1) != 0; }
 bool stdin_is_terminal() { return _isatty(0) != 0; }
+bool stderr_is_terminal() { return _isatty(2) != 0; }
 void end_quietly_on_closed_pipe() {}
 void reserve_standard_streams() {}
 
@@ -104,6 +114,7 @@ void reserve_standard_streams() {}
 void use_binary_output() {}
 bool stdout_is_terminal() { return isatty(STDOUT_FILENO) != 0; }
 bool stdin_is_terminal() { return isatty(STDIN_FILENO) != 0; }
+bool stderr_is_terminal() { return isatty(STDERR_FILENO) != 0; }
 void end_quietly_on_closed_pipe() { std::signal(SIGPIPE, SIG_DFL); }
 
 void reserve_standard_streams() {

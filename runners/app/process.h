@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <filesystem>
 #include <string>
 #include <string_view>
 
@@ -18,9 +19,13 @@ void write_out(std::string_view text);
 /// From now on standard output takes bytes as they are, line feeds too (on Windows it would change them).
 void use_binary_output();
 
-/// Standard output or input is a terminal.
+/// A whole file, byte for byte. Throws Error, which calls it a `what`.
+std::string read_text(const std::filesystem::path& file, const std::string& what);
+
+/// A standard stream is a terminal.
 bool stdout_is_terminal();
 bool stdin_is_terminal();
+bool stderr_is_terminal();
 
 /// Puts something that cannot be written to in the place of a standard stream that is closed: the next file to be
 /// opened would get its number.

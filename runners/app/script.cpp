@@ -1,7 +1,3 @@
-#include <cerrno>
-#include <cstring>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "chat.h"
@@ -12,15 +8,6 @@ namespace nanochat_x::app {
 namespace {
 
 using nlohmann::ordered_json;
-
-std::string read_text(const std::filesystem::path& file) {
-  if (std::filesystem::is_directory(file)) throw Error("'" + file.string() + "' is a folder, not a script");
-  std::ifstream stream(file, std::ios::binary);
-  std::string text;
-  if (stream) text.assign(std::istreambuf_iterator<char>(stream), {});
-  if (!stream) throw Error("cannot read the script '" + file.string() + "': " + std::strerror(errno));
-  return text;
-}
 
 // "conversation 2, turn 1", counted from 1
 std::string place(std::size_t conversation, std::size_t turn) {
@@ -42,7 +29,7 @@ std::vector<std::vector<std::string>> read_script(const std::filesystem::path& f
   const std::string where = "script '" + file.string() + "'";
   ordered_json json;
   try {
-    json = ordered_json::parse(read_text(file));
+    json = ordered_json::parse(read_text(file, "script"));
   } catch (const ordered_json::exception& error) {
     throw Error(where + " is not JSON: " + error.what());
   }

@@ -167,36 +167,52 @@ void Bundle::verify_hashes() const {
   }
 }
 
-void Bundle::check_machine(std::string_view runtime_version) const {
+std::vector<MachineCheck> Bundle::machine_checks(std::string_view runtime_version) const {
   const Manifest& m = manifest_;
   const std::string here = internal::platform_name(), arch = internal::architecture_name();
-  if (!m.platform.empty() && internal::canonical_platform(m.platform) != here) {
-    throw Error(display(folder_) + ": was lowered for " + in_quotes(m.platform) + ", this machine runs " + here +
-                "; lower it on this machine: " + lower_command(m));
+  const std::string lower_here = "lower it on this machine: " + lower_command(m);
+  std::vector<MachineCheck> checks;
+  const auto add = [&checks](const char* name, const std::string& needed, bool fits, const std::string& problem,
+                             const std::string& remedy) {
+    checks.push_back({name, internal::printable(needed), fits ? "" : problem, fits ? "" : remedy});
+  };
+  if (!m.platform.empty()) {
+    add("platform", m.platform, internal::canonical_platform(m.platform) == here,
+        "was lowered for " + in_quotes(m.platform) + ", this machine runs " + here, lower_here);
   }
-  if (!m.architecture.empty() && internal::canonical_architecture(m.architecture) != arch) {
-    throw Error(display(folder_) + ": was lowered for " + in_quotes(m.architecture) + ", this machine is " + arch +
-                "; lower it on this machine: " + lower_command(m));
+  if (!m.architecture.empty()) {
+    add("architecture", m.architecture, internal::canonical_architecture(m.architecture) == arch,
+        "was lowered for " + in_quotes(m.architecture) + ", this machine is " + arch, lower_here);
   }
-  std::string lacking;
-  for (const std::string& feature : m.cpu_features) {
-    if (!cpu_has_feature(feature)) lacking += (lacking.empty() ? "" : ", ") + internal::printable(feature);
+  if (!m.cpu_features.empty()) {
+    std::string all, lacking;
+    for (const std::string& feature : m.cpu_features) {
+      all += (all.empty() ? "" : " ") + feature;
+      if (!cpu_has_feature(feature)) lacking += (lacking.empty() ? "" : ", ") + internal::printable(feature);
+    }
+    add("cpu_features", all, lacking.empty(),
+        "was lowered for a CPU (" + internal::printable(m.march) + ") with " + internal::printable(lacking) +
+            ", which this machine lacks",
+        internal::march_remedy(lower_command(m)));
   }
-  if (!lacking.empty()) {
-    throw Error(display(folder_) + ": was lowered for a CPU (" + internal::printable(m.march) + ") with " +
-                internal::printable(lacking) + ", which this machine lacks; " +
-                internal::march_remedy(lower_command(m)));
+  if (!m.torch_version.empty() && !runtime_version.empty()) {
+    add("torch", m.torch_version, internal::major_minor(m.torch_version) == internal::major_minor(runtime_version),
+        "was lowered with torch " + internal::printable(m.torch_version) + ", but this program runs libtorch " +
+            std::string(runtime_version),
+        "lower it again with that torch: " + lower_command(m));
   }
-  if (!runtime_version.empty() && !m.torch_version.empty() &&
-      internal::major_minor(m.torch_version) != internal::major_minor(runtime_version)) {
-    throw Error(display(folder_) + ": was lowered with torch " + internal::printable(m.torch_version) +
-                ", but this program runs libtorch " + std::string(runtime_version) +
-                "; lower it again with that torch: " + lower_command(m));
+  if (!m.runtime_version.empty() && !runtime_version.empty()) {
+    add("runtime", m.runtime_version, !internal::is_older(runtime_version, m.runtime_version),
+        "needs version " + internal::printable(m.runtime_version) + " or newer of the " +
+            internal::printable(m.target) + " runtime, but this program runs " + std::string(runtime_version),
+        "update the runtime and build the runners again");
   }
-  if (!runtime_version.empty() && internal::is_older(runtime_version, m.runtime_version)) {
-    throw Error(display(folder_) + ": needs version " + internal::printable(m.runtime_version) + " or newer of the " +
-                internal::printable(m.target) + " runtime, but this program runs " + std::string(runtime_version) +
-                "; update the runtime and build the runners again");
+  return checks;
+}
+
+void Bundle::check_machine(std::string_view runtime_version) const {
+  for (const MachineCheck& check : machine_checks(runtime_version)) {
+    if (!check.fits()) throw Error(display(folder_) + ": " + check.problem + "; " + check.remedy);
   }
 }
 

@@ -35,6 +35,7 @@ struct Tokenizer::Impl {
       : bpe(std::move(file.tokens)),
         splitter(file.pattern),
         special_ids(std::move(file.special_tokens)),
+        byte_counts(std::move(file.token_bytes)),
         special(internal::find_special_tokens(special_ids)),
         special_names(special_ids.size()) {
     for (const auto& [name, id] : special_ids) special_names[static_cast<std::size_t>(id) - bpe.size()] = name;
@@ -43,6 +44,7 @@ struct Tokenizer::Impl {
   internal::Bpe bpe;
   internal::Splitter splitter;
   std::map<std::string, TokenId> special_ids;
+  std::vector<std::int64_t> byte_counts;
   SpecialTokens special;
   std::vector<std::string_view> special_names;  // by id, from bpe.size() on; views of the keys of special_ids
 };
@@ -82,13 +84,24 @@ std::vector<TokenId> Tokenizer::encode(std::string_view text) const {
 }
 
 std::string_view Tokenizer::token_bytes(TokenId id) const {
+  const std::size_t index = checked_index(id);
+  if (index < impl_->bpe.size()) return impl_->bpe.bytes(index);
+  return impl_->special_names[index - impl_->bpe.size()];
+}
+
+bool Tokenizer::counts_bytes() const { return !impl_->byte_counts.empty(); }
+
+std::int64_t Tokenizer::byte_count(TokenId id) const {
+  if (!counts_bytes()) throw Error("this tokenizer does not tell its tokens' bytes (token_bytes)");
+  return impl_->byte_counts[checked_index(id)];
+}
+
+std::size_t Tokenizer::checked_index(TokenId id) const {
   if (id < 0 || id >= vocab_size()) {
     throw Error("token id " + std::to_string(id) + " is out of range: the tokenizer has " +
                 std::to_string(vocab_size()) + " tokens");
   }
-  const auto index = static_cast<std::size_t>(id);
-  if (index < impl_->bpe.size()) return impl_->bpe.bytes(index);
-  return impl_->special_names[index - impl_->bpe.size()];
+  return static_cast<std::size_t>(id);
 }
 
 std::string Tokenizer::decode_bytes(std::span<const TokenId> ids) const {

@@ -7,6 +7,7 @@
 #include "base64.h"
 #include "json_reader.h"
 #include "nanochat_x/error.h"
+#include "nanochat_x/utf8.h"
 
 namespace nanochat_x::internal {
 namespace {
@@ -44,6 +45,29 @@ std::map<std::string, TokenId> read_special_tokens(const ObjectReader& root, std
   return tokens;
 }
 
+/// What nanochat counts each token's bytes as: their number, or that of the decoded text, where half a character is
+/// U+FFFD (three bytes); 0 for a special token.
+std::vector<std::int64_t> read_token_bytes(const ObjectReader& root, const TokenizerFile& file) {
+  std::vector<std::int64_t> counts;
+  if (!root.has("token_bytes")) return counts;
+  for (const auto& value : root.array("token_bytes")) {
+    if (!value.is_number_integer()) root.fail("token_bytes", "must hold integers alone");
+    counts.push_back(value.get<std::int64_t>());
+  }
+  const std::size_t size = file.tokens.size() + file.special_tokens.size();
+  if (counts.size() != size) {
+    root.fail("token_bytes",
+              "has " + std::to_string(counts.size()) + " numbers for " + std::to_string(size) + " tokens");
+  }
+  for (std::size_t id = 0; id < size; ++id) {
+    const std::string bytes = id < file.tokens.size() ? file.tokens[id] : "";
+    if (counts[id] == std::ssize(bytes) || counts[id] == std::ssize(replace_invalid_utf8(bytes))) continue;
+    root.fail("token_bytes", "says " + std::to_string(counts[id]) + " for token " + std::to_string(id) +
+                                 ", which has " + std::to_string(bytes.size()));
+  }
+  return counts;
+}
+
 }  // namespace
 
 TokenizerFile parse_tokenizer_file(std::string_view json, const std::string& where) {
@@ -58,6 +82,7 @@ TokenizerFile parse_tokenizer_file(std::string_view json, const std::string& whe
   file.pattern = root.string("pattern");
   file.tokens = read_tokens(root);
   file.special_tokens = read_special_tokens(root, file.tokens.size());
+  file.token_bytes = read_token_bytes(root, file);
   return file;
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <string_view>
@@ -14,6 +15,7 @@ struct TokenizerFile {
   std::string pattern;
   std::vector<std::string> tokens;                ///< bytes of each mergeable token, by id
   std::map<std::string, TokenId> special_tokens;  ///< ids follow those of `tokens` without a gap
+  std::vector<std::int64_t> token_bytes;          ///< of every id; none in files of before there were any
 };
 
 /// Reads the JSON text and checks its form. Throws Error that begins with `where`.

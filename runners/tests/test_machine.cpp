@@ -4,6 +4,7 @@
 #include <set>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include "bundle_files.h"
 #include "error_of.h"
@@ -152,3 +153,32 @@ TEST_CASE("features agree with /proc/cpuinfo") {
   }
 }
 #endif
+
+TEST_CASE("each need of a bundle is a check of its own, and what it does not name is none") {
+  const BundleFiles anywhere([](json& m) {
+    m["target"] = "onnx";
+    m["machine"] = json::object();
+  });
+  CHECK(Bundle::open(anywhere.path()).machine_checks("2.13.0").empty());
+  const BundleFiles files([](json& m) {
+    m["machine"] = {{"platform", internal::platform_name()},
+                    {"architecture", "riscv64"},
+                    {"march", "rv64gc"},
+                    {"cpu_features", {"zvfh"}},
+                    {"torch_version", "2.13.0"},
+                    {"runtime_version", "9.9"}};
+  });
+  const auto checks = Bundle::open(files.path()).machine_checks("2.13.0");
+  REQUIRE(checks.size() == 5);
+  const std::vector<std::string> names = {"platform", "architecture", "cpu_features", "torch", "runtime"};
+  const std::vector<bool> fits = {true, false, false, true, false};
+  for (std::size_t i = 0; i < checks.size(); ++i) {
+    CAPTURE(names[i]);
+    CHECK(checks[i].name == names[i]);
+    CHECK(checks[i].fits() == fits[i]);
+    CHECK(checks[i].remedy.empty() == fits[i]);
+  }
+  CHECK(checks[2].needed == "zvfh");
+  // without a runtime, nothing is said of one
+  CHECK(Bundle::open(files.path()).machine_checks("").size() == 3);
+}

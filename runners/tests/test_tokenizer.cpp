@@ -114,6 +114,43 @@ TEST_CASE("decoding joins bytes first and replaces what is no UTF-8 then") {
   CHECK(contains(error_of([&] { tokenizer.encode("ab\x80"); }), "not UTF-8"));
 }
 
+TEST_CASE("what each token counts in bits per byte") {
+  Json json = tokenizer_json({"ab", "\xC3\xA9", "\xA9\xC3"});
+  CHECK_FALSE(parse(json).counts_bytes());
+  CHECK(contains(error_of([&] { parse(json).byte_count(0); }), "does not tell its tokens' bytes"));
+  Json counts = Json::array();
+  for (int byte = 0; byte < 256; ++byte) counts.push_back(byte < 0x80 ? 1 : 3);  // half a character is U+FFFD
+  for (const int count : {2, 2, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0}) counts.push_back(count);
+  json["token_bytes"] = counts;
+  const Tokenizer tokenizer = parse(json);
+  CHECK(tokenizer.counts_bytes());
+  CHECK(tokenizer.byte_count('a') == 1);
+  CHECK(tokenizer.byte_count(0xC3) == 3);
+  CHECK(tokenizer.byte_count(257) == 2);
+  CHECK(tokenizer.byte_count(258) == 6);
+  CHECK(tokenizer.byte_count(tokenizer.special().bos) == 0);
+  CHECK(contains(error_of([&] { tokenizer.byte_count(268); }), "token id 268 is out of range"));
+  for (const int own : {0xC3, 258}) {  // its own bytes are taken too
+    json["token_bytes"][static_cast<std::size_t>(own)] = tokenizer.token_bytes(own).size();
+    CHECK(parse(json).byte_count(own) == std::ssize(tokenizer.token_bytes(own)));
+  }
+  const auto error_with = [&](const Json& value) {
+    Json changed = json;
+    changed["token_bytes"] = value;
+    return error_of([&] { parse(changed); });
+  };
+  CHECK(contains(error_with(Json::array()), "token_bytes: has 0 numbers for 268 tokens"));
+  CHECK(contains(error_with(1), "token_bytes: must be an array"));
+  Json wrong = counts;
+  wrong[256] = 3;
+  CHECK(contains(error_with(wrong), "token_bytes: says 3 for token 256, which has 2"));
+  wrong = counts;
+  wrong[260] = 7;  // "<|user_start|>" is no text
+  CHECK(contains(error_with(wrong), "token_bytes: says 7 for token 260, which has 0"));
+  wrong[0] = "1";
+  CHECK(contains(error_with(wrong), "token_bytes: must hold integers alone"));
+}
+
 TEST_CASE("a tokenizer can be moved") {
   Tokenizer first = parse(tokenizer_json());
   const Tokenizer second = std::move(first);

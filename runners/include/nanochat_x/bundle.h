@@ -40,6 +40,15 @@ struct Manifest {
   bool is_cached() const { return programs.contains("prefill"); }
 };
 
+/// One thing that a bundle's programs need of the machine, and whether it is there.
+struct MachineCheck {
+  std::string name;             ///< "platform", "architecture", "cpu_features", "torch" or "runtime"
+  std::string needed;           ///< as the manifest says it
+  std::string problem, remedy;  ///< what does not fit, and the command that mends it; both empty: it fits
+
+  bool fits() const { return problem.empty(); }
+};
+
 /// A bundle on disk: its manifest read strictly, every path confined to the folder.
 class Bundle {
  public:
@@ -60,8 +69,10 @@ class Bundle {
   /// The same for one listed file: for what is read or run long after all were checked. Throws Error.
   void verify_hash(const std::string& relative) const;
   /// Platform, architecture and instruction set of this machine; that `runtime_version` ("2.13.0"; empty: do not check)
-  /// has the major and minor number of the manifest's `torch_version`, and is no older than its `runtime_version`.
-  /// Throws Error that names what the machine lacks and the command that would lower for it.
+  /// has the major and minor number of the manifest's `torch_version`, and is no older than its `runtime_version`. What
+  /// the manifest does not name is left out.
+  std::vector<MachineCheck> machine_checks(std::string_view runtime_version) const;
+  /// Throws Error with the first of them that does not fit: what the machine lacks and the command that mends it.
   void check_machine(std::string_view runtime_version) const;
 
  private:

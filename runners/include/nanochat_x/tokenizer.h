@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -41,6 +42,11 @@ class Tokenizer {
   std::vector<TokenId> encode(std::string_view text) const;
   /// The bytes of one token (a special token: its name). Throws Error if the id is out of range.
   std::string_view token_bytes(TokenId id) const;
+  /// Whether `byte_count` knows: a file that older versions wrote does not tell.
+  bool counts_bytes() const;
+  /// What one token counts in bits per byte (nanochat's `token_bytes`): the bytes of its text, 0 for a special token.
+  /// Throws Error if the id is out of range, or the file does not tell.
+  std::int64_t byte_count(TokenId id) const;
   /// The concatenated bytes of all; may be no valid UTF-8.
   std::string decode_bytes(std::span<const TokenId> ids) const;
   /// `replace_invalid_utf8(decode_bytes(ids))`: what tiktoken's `decode` gives.
@@ -49,6 +55,7 @@ class Tokenizer {
  private:
   struct Impl;
   explicit Tokenizer(std::unique_ptr<const Impl> impl);
+  std::size_t checked_index(TokenId id) const;
   std::unique_ptr<const Impl> impl_;
 };
 
