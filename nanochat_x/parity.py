@@ -149,7 +149,7 @@ class _Enough(BaseException):
 
 @dataclass(frozen=True)
 class Run:
-    """What a search found: how many examples were run, and the smallest one that broke the rule."""
+    """What a search found: how many examples were run to the first failure, and the smallest that broke the rule."""
 
     done: int
     failure: Outcome | None
@@ -167,17 +167,20 @@ def search(
 ) -> Run:
     """Runs `count` different examples, or until one fails or the clock (`time.monotonic`) reaches `deadline`.
 
-    `see` is told of every outcome that counts. A failure is shrunk by Hypothesis to the smallest that it finds within
-    SHRINKING_SECONDS, and beyond the deadline if need be.
+    `see` is told of the outcomes up to the first failure, which is then shrunk by Hypothesis to the smallest that it
+    finds within SHRINKING_SECONDS, beyond the deadline if need be. Raises what `run` raises.
     """
     done: set[Example] = set()
     failure: Outcome | None = None
+    failed = False
 
     def attempt(example: Example) -> Outcome:
+        nonlocal failed
         outcome = run(example)
-        if example not in done:
+        if not failed and example not in done:
             done.add(example)
             see(outcome)
+        failed = failed or not outcome.passed
         return outcome
 
     for example in first_examples(limits)[:count]:
@@ -192,7 +195,7 @@ def search(
     if failure is None:
         return _hypothesis(limits, attempt, done, count, seed, deadline)
     # Hypothesis shrinks what it found itself: it looks for a failure of its own, and the smaller one is told.
-    own = _hypothesis(limits, attempt, done, len(done) + 100, seed, time.monotonic() + SHRINKING_SECONDS).failure
+    own = _hypothesis(limits, attempt, done, count + 100, seed, time.monotonic() + SHRINKING_SECONDS).failure
     smaller = min((failure, own or failure), key=lambda outcome: outcome.example.size)
     return Run(len(done), smaller, in_time=True)
 
@@ -209,15 +212,20 @@ def _hypothesis(
     smallest: Outcome | None = None
     shrink_until = math.inf
     late = False
+    broken: Exception | None = None
 
     @cache  # an example that comes again ends as before
     def passes(example: Example) -> bool:
-        nonlocal smallest, shrink_until, late
+        nonlocal smallest, shrink_until, late, broken
         late = smallest is None and time.monotonic() >= deadline
         over = len(done) >= count if smallest is None else time.monotonic() >= shrink_until
         if late or over:
             raise _Enough
-        outcome = attempt(example)
+        try:
+            outcome = attempt(example)
+        except Exception as error:  # no failure to be shrunk: a runner that died answers nothing more
+            broken = error
+            raise _Enough from error
         if not outcome.passed:
             if smallest is None:
                 shrink_until = time.monotonic() + SHRINKING_SECONDS
@@ -243,4 +251,6 @@ def _hypothesis(
 
     with suppress(_Failed, _Enough):
         body()
+    if broken is not None:
+        raise broken
     return Run(len(done), smallest, in_time=not late)

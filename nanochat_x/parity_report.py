@@ -18,7 +18,7 @@ import torch
 from nanochat_x import __version__
 from nanochat_x.checkpoint import Checkpoint
 from nanochat_x.console import Progress
-from nanochat_x.errors import UsageError
+from nanochat_x.errors import RunnerError, UsageError
 from nanochat_x.machine import describe_machine
 from nanochat_x.manifest import read_manifest
 from nanochat_x.model import prepare_weights
@@ -67,7 +67,10 @@ def verify_bundle(request: VerifyRequest, checkpoint: Checkpoint, progress: Prog
         statistics = Statistics(limits.windows)
 
         def run(example: Example) -> Outcome:
-            return run_example(example, session, reference)
+            try:
+                return run_example(example, session, reference)
+            except RunnerError as error:
+                raise RunnerError(f"{error} (while it was fed {example.to_json()})") from error
 
         with progress.stage(f"verify {1 if request.only else request.examples} examples") as stage:
             if request.only is not None:

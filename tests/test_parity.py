@@ -25,7 +25,7 @@ from models import GENERATIONS, MAX_SEQ_LEN, model_of, weights_of
 from torch import Tensor
 
 from nanochat_x.certificate import PAGE, REPORT, certify, find_reference
-from nanochat_x.errors import BundleError, CheckpointError, ParityError, UsageError
+from nanochat_x.errors import BundleError, CheckpointError, ParityError, RunnerError, UsageError
 from nanochat_x.manifest import check_files, read_manifest
 from nanochat_x.model import GPT
 from nanochat_x.parity import Outcome, Reference, Row, judge, run_example, search
@@ -138,9 +138,10 @@ def insert_nan(logits: Tensor, texts: list[list[int]]) -> Tensor:
 def test_every_kind_of_wrong_is_caught_and_shrunk(
     spoil: Spoil, smallest: tuple[int, int, int], reference: Reference
 ) -> None:
-    run, _ = look(reference, spoil, 200)
+    run, statistics = look(reference, spoil, 200)
     assert run.failure is not None
     assert not run.failure.passed
+    assert statistics.examples == run.done <= 200
     assert run.failure.example.size == smallest
 
 
@@ -185,6 +186,22 @@ def test_a_failure_that_comes_and_goes_is_one(reference: Reference) -> None:
 
     run, _ = look(reference, spoil, 200)
     assert run.failure is not None
+
+
+def test_a_runner_that_dies_ends_the_search(reference: Reference) -> None:
+    """It is not fed again and again in search of a smaller example."""
+    calls = 0
+
+    def die(logits: Tensor, texts: list[list[int]]) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls >= 45:
+            raise RunnerError("the runner was ended by SIGSEGV")
+        return logits
+
+    with pytest.raises(RunnerError, match="the runner was ended by SIGSEGV"):
+        look(reference, die, 200)
+    assert calls == 45
 
 
 # --- examples
@@ -381,6 +398,7 @@ def test_a_wrong_lowering_is_caught(
     assert (done.returncode, done.stderr) == (1, "")
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["passed"] is False
+    assert report["examples"] <= 100
     failure = parse_example(json.dumps(report["failure"]["example"]), LIMITS)
     assert failure.size == smallest
     assert read_manifest(bundle)["parity"]["passed"] is False
