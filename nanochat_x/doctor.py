@@ -140,7 +140,9 @@ def _examine_lowering(target: str) -> Finding:
     except NanochatXError as error:
         return Finding(section, target, "missing", error.what, error.remedy or "")
     except (ImportError, OSError) as error:  # a package that is there and broken
-        runtime = "torch" if "torch" in str(error) else RUNTIMES[target]
+        # `name` is the module, which a library that cannot be opened does not have.
+        of_torch = str(getattr(error, "name", None)).split(".")[0] == "torch" or "libtorch" in str(error)
+        runtime = "torch" if of_torch else RUNTIMES[target]
         return Finding(section, target, "amiss", f"cannot be imported: {quoted(error, 300)}",
                        f"pip install --force-reinstall {runtime}")  # fmt: skip
     return Finding(section, target, "ok", "can be lowered here")

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Callable
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from bundles import change_byte, edit_manifest
@@ -182,6 +182,24 @@ def test_targets_that_cannot_be_lowered(monkeypatch: pytest.MonkeyPatch) -> None
         "amiss",
         "pip install --force-reinstall executorch",
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "package"),
+    [
+        (OSError("libtorch_cpu.so: cannot open shared object file"), "torch"),
+        (ImportError("cannot import name '_C'", name="torch._C"), "torch"),
+        (ModuleNotFoundError("No module named 'torchao'", name="torchao"), "executorch"),
+    ],
+)
+def test_packages_that_are_broken(error: Exception, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def import_module(name: str) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    found = by_name(examine_lowering())["executorch"]
+    assert (found.state, found.mend) == ("amiss", f"pip install --force-reinstall {package}")
+    assert str(error) in found.text
 
 
 def test_runners_that_are_not_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
