@@ -255,9 +255,10 @@ def site_without(tmp_path: Path, *left_out: str) -> list[str]:
         package = Path(str(distribution(name).locate_file(name)))
         (site / name).symlink_to(package)
     (site / "nanochat_x.dist-info").mkdir()
-    metadata = distribution("nanochat_x").read_text("METADATA")
-    assert metadata is not None
-    (site / "nanochat_x.dist-info" / "METADATA").write_text(metadata)
+    # Run from the repository, Python may find the egg-info that a build left there.
+    metadata = distribution("nanochat_x").read_text("METADATA") or distribution("nanochat_x").read_text("PKG-INFO")
+    assert metadata
+    (site / "nanochat_x.dist-info" / "METADATA").write_text(metadata, encoding="utf-8")
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r}); from nanochat_x.cli import main; sys.exit(main(sys.argv[1:]))"
     )
