@@ -1,7 +1,11 @@
 """`verify`: the C++ runner of a bundle against the model in float64, on examples that Hypothesis chooses.
 
 The rule, for every example: the runner's largest error against float64 is at most FACTOR times what eager PyTorch in
-the bundle's dtype loses on the same texts. `verification` has the reason for the factor.
+the bundle's dtype loses. `verification` has the reason for the factor.
+
+What eager loses is its largest error on the same texts, or on one text of the whole context if that is larger. The
+largest error of a few tokens is a matter of luck: on single tokens of the demo model eager's goes from 5e-6 to 1.9e-5,
+and right runners were found up to 5.8 times as wrong as eager on a text of 3 tokens, never more than 3 times on all.
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ class Outcome:
     example: Example
     rows: tuple[Row, ...]
     runner_error: float
-    eager_error: float
+    eager_error: float  # at least that on a text of the whole context
     where: tuple[int, int, int]  # row, position and token id of the runner's largest error
 
     @property
@@ -74,8 +78,16 @@ class Reference:
 
     def __init__(self, spec: ModelSpec, weights: Mapping[str, Tensor], dtype: torch.dtype, max_seq_len: int) -> None:
         """`weights` are prepared for `dtype`, as those of the bundle are."""
+        self._vocab_size = spec.vocab_size
         self._eager = ExportableGPT(GPT.from_weights(spec, weights, dtype), max_seq_len)
         self._exact = ExportableGPT(GPT.from_weights(spec, weights, torch.float64), max_seq_len)
+
+    @cache  # noqa: B019 (there is one reference, as long as there is this program)
+    def loss(self, length: int) -> float:
+        """What eager loses on a random text of `length` tokens: its largest error against float64."""
+        (row,) = Example(False, (length,)).rows(self._vocab_size)
+        (eager,), (exact,) = self.logits([row])
+        return float((eager.double() - exact).abs().max())
 
     def logits(self, rows: list[list[int]]) -> tuple[list[Tensor], list[Tensor]]:
         """Eager's and float64's logits [n, vocab] of each row.
@@ -92,8 +104,11 @@ class Reference:
         )
 
 
-def run_example(example: Example, session: RunnerSession, reference: Reference) -> Outcome:
-    """Feeds an example to the runner and compares. Raises RunnerError, and ParityError for logits of another shape."""
+def run_example(example: Example, session: RunnerSession, reference: Reference, longest: int) -> Outcome:
+    """Feeds an example to the runner and compares. `longest`: tokens of the text that tells what eager loses at least.
+
+    Raises RunnerError, and ParityError for logits of another shape.
+    """
     rows = example.rows(session.vocab_size)
     got = feed(example, rows, session)
     eager, exact = reference.logits(rows)
@@ -104,7 +119,7 @@ def run_example(example: Example, session: RunnerSession, reference: Reference) 
         prompt = example.prompts[row]
         calls = [max(example.prompts)] * prompt + [size for size in example.chunks for _ in range(size)]
         judged.append(Row(logits, eager[row], exact[row], tuple(calls)))
-    return judge(example, tuple(judged))
+    return judge(example, tuple(judged), reference.loss(longest))
 
 
 def feed(example: Example, rows: list[list[int]], session: RunnerSession) -> list[Tensor]:
@@ -125,8 +140,8 @@ def feed(example: Example, rows: list[list[int]], session: RunnerSession) -> lis
     return [torch.cat(row) for row in pieces]
 
 
-def judge(example: Example, rows: tuple[Row, ...]) -> Outcome:
-    """How far off the rows are, and where most."""
+def judge(example: Example, rows: tuple[Row, ...], least: float = 0.0) -> Outcome:
+    """How far off the rows are, and where most. `least`: what eager loses at least."""
     worst, where = -1.0, (0, 0, 0)
     for number, row in enumerate(rows):
         error = (row.got.double() - row.exact).abs()
@@ -136,7 +151,7 @@ def judge(example: Example, rows: tuple[Row, ...]) -> Outcome:
             position, token = divmod(int(error.argmax()), error.shape[1])
             worst, where = largest, (number, position, token)
     eager = max(float((row.eager.double() - row.exact).abs().max()) for row in rows)
-    return Outcome(example, rows, worst, eager, where)
+    return Outcome(example, rows, worst, max(eager, least), where)
 
 
 class _Failed(Exception):

@@ -93,7 +93,9 @@ def look(reference: Reference, spoil: Spoil, count: int = 60, limits: Limits = T
     session: Any = FakeSession(spoil)
     statistics = Statistics(limits.windows)
     options = {"count": count, "seed": 1, **options}
-    run = search(limits, lambda example: run_example(example, session, reference), statistics.see, **options)
+    run = search(
+        limits, lambda example: run_example(example, session, reference, limits.max_seq_len), statistics.see, **options
+    )
     return run, statistics
 
 
@@ -161,7 +163,7 @@ def test_the_place_of_the_error_is_told(reference: Reference) -> None:
         return logits
 
     session: Any = FakeSession(spoil)
-    outcome = run_example(Example(False, (3, 5, 4)), session, reference)
+    outcome = run_example(Example(False, (3, 5, 4)), session, reference, 40)
     assert outcome.where == (1, 2, 7)
     assert outcome.runner_error == pytest.approx(1, abs=1e-4)
     assert "off by 1 at row 1, position 2, token id 7" in str(outcome)
@@ -253,6 +255,14 @@ def test_a_large_model_gets_shorter_texts() -> None:
 def test_what_is_no_example(text: str) -> None:
     with pytest.raises(UsageError, match="--example"):
         parse_example(text, LIMITS)
+
+
+def test_what_eager_loses_is_not_left_to_a_few_tokens() -> None:
+    exact = torch.zeros(1, 8, dtype=torch.float64)
+    row = Row(exact.float() + 1e-5, exact.float() + 1e-6, exact, (1,))
+    lucky, fair = (judge(Example(True, (1,)), (row,), least) for least in (0.0, 4e-6))
+    assert (lucky.passed, fair.passed) == (False, True)
+    assert not judge(Example(True, (1,)), (Row(exact.float() + 1e-4, row.eager, exact, (1,)),), 4e-6).passed
 
 
 # --- statistics
