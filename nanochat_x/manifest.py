@@ -63,6 +63,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         recorded = read_regular(folder / MANIFEST_HASH, 100).decode("ascii").strip()
     except (OSError, ValueError) as error:
         raise BundleError(f"{folder} has no readable {MANIFEST_HASH}", remedy="lower the model again") from error
+    if len(recorded) != 64:
+        raise BundleError(f"{folder / MANIFEST_HASH} is no SHA-256", remedy="lower the model again")
     if recorded != hashlib.sha256(data).hexdigest():
         raise BundleError(f"{path} was changed since it was written (SHA-256 differs)", remedy="lower the model again")
     for key, kind in _REQUIRED.items():
@@ -83,13 +85,23 @@ def check_files(folder: Path, files: Iterable[Mapping[str, Any]]) -> list[str]:
     for entry in files:
         relative = PurePosixPath(str(entry.get("path")))
         path = folder / relative
-        if relative.is_absolute() or ".." in relative.parts or not path.resolve().is_relative_to(folder.resolve()):
+        if relative.is_absolute() or ".." in relative.parts or not _is_inside(path, folder):
             problems.append(f"{relative}: leaves the bundle")
         elif not path.is_file():
             problems.append(f"{relative}: missing")
+        elif path.stat().st_size != entry.get("size"):  # which costs nothing, however large it is
+            problems.append(f"{relative}: changed since it was written (size differs)")
         elif sha256(path) != entry.get("sha256"):
             problems.append(f"{relative}: changed since it was written (SHA-256 differs)")
     return problems
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether `path`, links followed, is in the folder."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links that go in a circle; which of the two depends on Python's version
+        return False
 
 
 def describe_bundle(folder: Path) -> str:
