@@ -22,6 +22,13 @@ from fuzz_seeds import seeds, write_seeds
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "sanitize"
 SANITIZERS = {"address": "address;undefined", "thread": "thread"}
+#: Cases that a sanitizer cannot run, with the reason, which is printed.
+LEFT_OUT = {
+    "thread": {
+        "Ctrl-C during a reply ends the reply, at the prompt the program": "ThreadSanitizer holds a signal back while"
+        " the C library waits for a line, and delivers it when another handler is in place"
+    }
+}
 SUITES = ("core_tests", "program_tests")
 CHANGES = 200  # of each seed
 
@@ -52,9 +59,12 @@ def sanitize(name: str) -> bool:
         CMAKE_BUILD_TYPE="None", CMAKE_CXX_FLAGS="-O1",
     )  # fmt: skip
     print(f"{SANITIZERS[name]}: built in {time.monotonic() - began:.0f} s", flush=True)
+    for case, reason in LEFT_OUT.get(name, {}).items():
+        print(f"  left out: {case!r}: {reason}")
     good = True
     for suite in SUITES:
-        passed, text = run([build / suite, "--no-colors"])
+        excluded = [case.replace(",", "\\,") for case in LEFT_OUT.get(name, {})]
+        passed, text = run([build / suite, "--no-colors", f"--test-case-exclude={','.join(excluded)}"])
         counts = re.search(r"test cases:.*", text)
         print(f"  {suite}: {counts[0] if counts else ''}{'' if passed else chr(10) + text[-4000:]}", flush=True)
         good = good and passed
