@@ -7,7 +7,7 @@
 #   TARGET=onnx            what `make demo` lowers to: aoti (the default), torchscript, onnx or executorch
 #   PYTEST_ARGS="-k name"  for `make test`
 #   WORKERS=1              how many processes `make test` runs tests in (default: one a core, at most 4)
-#   FUZZ_MINUTES=10        for `make fuzz`
+#   FUZZ_MINUTES=10        for `make fuzz`: what each of its eight parts gets, two at a time
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -37,10 +37,10 @@ CXX_FILES = $(shell find runners -name '*.h' -o -name '*.cpp')
 LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock $(BUILD)/setup.lock)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-locked demo test check format fuzz clean distclean
+.PHONY: help setup setup-locked demo test check format fuzz fuzz-shows sanitize clean distclean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 # --- the environment
 
@@ -114,12 +114,16 @@ format: setup ## rewrite Python and C++ sources in the project's format
 	$(PY) -m ruff check --fix .
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
 
-fuzz: setup ## compare the C++ text code with Python's on ever new input, for FUZZ_MINUTES
+fuzz: setup ## each libFuzzer target, and C++ against Python, on ever new input, for FUZZ_MINUTES each
 	@$(PY) -m nanochat_x build-runners --tests
-	@end=$$(( $$(date +%s) + $(FUZZ_MINUTES) * 60 )); \
-	while [ "$$(date +%s)" -lt "$$end" ]; do \
-	  NANOCHAT_X_FUZZ_EXAMPLES=2000 $(PY) -m pytest -q tests/test_text_parity.py || exit 1; \
-	done
+	@$(PY) scripts/fuzz.py --minutes $(FUZZ_MINUTES)
+
+fuzz-shows: setup ## the counts of docs/robustness.md: tokenizer, calculator, UTF-8, sampler, engine
+	@$(PY) -m nanochat_x build-runners --tests
+	@$(PY) scripts/fuzz_shows.py
+
+sanitize: setup ## the C++ tests under address and undefined-behaviour sanitizers, then the thread sanitizer
+	@$(PY) scripts/sanitize.py
 
 clean: ## take away what make made, but not the environment
 	@for stamp in $(BUILD)/demo-*.stamp; do \

@@ -15,6 +15,7 @@ from pathlib import Path
 from nanochat_x.errors import CheckpointError
 from nanochat_x.model_config import ModelConfig
 from nanochat_x.quoting import quoted
+from nanochat_x.regular_file import read_regular
 
 ARCHITECTURE = "NanoChatForCausalLM"
 
@@ -93,10 +94,7 @@ def read_json_object(
     try:
         if not path.exists():
             raise error_type(f"no {path.name} in {path.parent}", remedy=remedy)
-        if not path.is_file():  # reading a pipe could wait for ever
-            raise error_type(f"{path}: is no file", remedy=remedy)
-        with path.open("rb") as file:
-            text = file.read(largest_file + 1)
+        text = read_regular(path, largest_file)
         if len(text) > largest_file:
             raise error_type(f"{path}: larger than {largest_file >> 20} MiB", remedy=remedy)
         value = json.loads(text)

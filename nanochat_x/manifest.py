@@ -10,22 +10,24 @@ from typing import Any
 
 from nanochat_x.errors import BundleError
 from nanochat_x.quoting import quoted
+from nanochat_x.regular_file import open_regular, read_regular
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+_LARGEST_MANIFEST = 16 << 20  # bytes; a real one has about 100 kB, and the runner takes no larger one either
 MANIFEST_HASH = "manifest.sha256"  # lower-case hex SHA-256 of manifest.json, and a newline
 
 
 def sha256(file: Path) -> str:
     """Lower-case hex SHA-256 of a file."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def is_bundle(folder: Path) -> bool:
     """True if the folder has a manifest that names a schema version."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(read_regular(folder / MANIFEST, _LARGEST_MANIFEST))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(manifest, dict) and "schema_version" in manifest
@@ -40,10 +42,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise BundleError(f"no bundle at {folder}", remedy="make one with: python -m nanochat_x lower")
     try:
-        data = path.read_bytes()
+        data = read_regular(path, _LARGEST_MANIFEST)
+        if len(data) > _LARGEST_MANIFEST:
+            raise BundleError(f"{path} is larger than {_LARGEST_MANIFEST >> 20} MiB", remedy="lower the model again")
         manifest = json.loads(data)
     except FileNotFoundError as error:
         raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}") from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror})", remedy="lower the model again") from error
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not readable JSON", remedy="lower the model again") from error
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
@@ -54,9 +60,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has schema {version}, this program reads up to {SCHEMA_VERSION}", remedy="update nanochat_x"
         )
     try:
-        recorded = (folder / MANIFEST_HASH).read_text(encoding="ascii").strip()
+        recorded = read_regular(folder / MANIFEST_HASH, 100).decode("ascii").strip()
     except (OSError, ValueError) as error:
         raise BundleError(f"{folder} has no readable {MANIFEST_HASH}", remedy="lower the model again") from error
+    if len(recorded) != 64:
+        raise BundleError(f"{folder / MANIFEST_HASH} is no SHA-256", remedy="lower the model again")
     if recorded != hashlib.sha256(data).hexdigest():
         raise BundleError(f"{path} was changed since it was written (SHA-256 differs)", remedy="lower the model again")
     for key, kind in _REQUIRED.items():
@@ -77,13 +85,23 @@ def check_files(folder: Path, files: Iterable[Mapping[str, Any]]) -> list[str]:
     for entry in files:
         relative = PurePosixPath(str(entry.get("path")))
         path = folder / relative
-        if relative.is_absolute() or ".." in relative.parts or not path.resolve().is_relative_to(folder.resolve()):
+        if relative.is_absolute() or ".." in relative.parts or not _is_inside(path, folder):
             problems.append(f"{relative}: leaves the bundle")
         elif not path.is_file():
             problems.append(f"{relative}: missing")
+        elif path.stat().st_size != entry.get("size"):  # which costs nothing, however large it is
+            problems.append(f"{relative}: changed since it was written (size differs)")
         elif sha256(path) != entry.get("sha256"):
             problems.append(f"{relative}: changed since it was written (SHA-256 differs)")
     return problems
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether `path`, links followed, is in the folder."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links that go in a circle; which of the two depends on Python's version
+        return False
 
 
 def describe_bundle(folder: Path) -> str:

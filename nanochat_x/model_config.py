@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nanochat_x.errors import CheckpointError
 from nanochat_x.quoting import quoted
+from nanochat_x.regular_file import read_regular
 
 _SIZES = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
 _LARGEST_FILE = 16 << 20  # bytes; nanochat's are a few kB, its run's settings included
@@ -39,8 +40,7 @@ def read_meta(path: Path) -> tuple[int | None, ModelConfig]:
     Raises CheckpointError if it is not nanochat's JSON or its sizes make no model.
     """
     try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST_FILE + 1)
+        text = read_regular(path, _LARGEST_FILE)
         if len(text) > _LARGEST_FILE:
             raise CheckpointError(f"{path}: larger than {_LARGEST_FILE >> 20} MiB, so not a meta file of nanochat's")
         meta = json.loads(text)

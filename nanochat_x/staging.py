@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -21,8 +22,9 @@ def only_writer(target: Path) -> Iterator[None]:
     """While the block runs, no other process gets into a block for the same `target`.
 
     The lock is the operating system's, on a hidden file beside `target`: it ends with the process, however that ends.
-    The file goes at the end of the block, and so do parents that were made for it and hold nothing else. Raises
-    BundleError at once if another process is in its block, OSError from the file system.
+    The file goes at the end of the block, and so do parents that were made for it and hold nothing else. Unfinished
+    folders that a killed process left for the same `target` go at the beginning. Raises BundleError at once if another
+    process is in its block, OSError from the file system.
     """
     made_parents = [parent for parent in target.parents if not parent.exists()]  # innermost first
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +32,7 @@ def only_writer(target: Path) -> Iterator[None]:
     try:
         with FileLock(path, timeout=0):
             try:
+                _remove_leftovers(target)
                 yield
             finally:
                 # While it is still held: who waits for it opens the file anew. Windows keeps a file that is open.
@@ -43,6 +46,14 @@ def only_writer(target: Path) -> Iterator[None]:
         for parent in made_parents:
             with suppress(OSError):  # what was written for is in it
                 parent.rmdir()
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Removes what a `staged_folder` of this target left when its process was killed; the target's lock is held."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.unfinished")
+    for path in list(target.parent.iterdir()):
+        if name.fullmatch(path.name) and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import torch
 
 from nanochat_x.errors import TokenizerError
 from nanochat_x.quoting import quoted
+from nanochat_x.regular_file import read_regular
 from nanochat_x.torch_file import read_torch_file
 
 #: nanochat's special tokens, in the order of their ids.
@@ -91,8 +92,7 @@ def read_tokenizer(folder: Path) -> TokenizerData:
     """
     path = folder / "tokenizer.pkl"
     try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST_FILE + 1)
+        data = read_regular(path, _LARGEST_FILE)
     except FileNotFoundError as error:
         raise TokenizerError(
             f"no tokenizer.pkl in {folder}", remedy="name the folder that holds it with --tokenizer DIR"

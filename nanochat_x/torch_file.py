@@ -16,6 +16,7 @@ import torch
 
 from nanochat_x.errors import CheckpointError
 from nanochat_x.quoting import quoted
+from nanochat_x.regular_file import open_regular
 
 _BLOCK = 1 << 20
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # of a zip member, in front of its data
@@ -55,7 +56,7 @@ def _check_archive(path: Path, error_type: type[CheckpointError]) -> None:
     """Reads every member once; raises `error_type` unless the archive is whole."""
     fresh = "copy it again from where it was made"
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if file.read(2) != b"PK":
                 raise error_type(f"{path}: not a file of torch.save (no zip archive)", remedy=fresh)
             with zipfile.ZipFile(file) as archive:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from typing import Any
 class Driver:
     """A running driver: one request, one answer."""
 
-    def __init__(self, program: Path, *arguments: Path) -> None:
+    def __init__(self, program: Path, *arguments: Path | str, env: Mapping[str, str] | None = None) -> None:
         self._name = program.name
-        self._process = subprocess.Popen([program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        command = [program, *arguments]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
 
     def ask(self, **request: object) -> Any:
         """The answer to a request. Raises RuntimeError if the program ended."""

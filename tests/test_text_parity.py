@@ -6,16 +6,13 @@ or by NANOCHAT_X_TEXT_DRIVER. NANOCHAT_X_FUZZ_EXAMPLES sets how many examples Hy
 
 from __future__ import annotations
 
-import ast
 import base64
 import json
 import os
 import pickle
 import random
-import string
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ import tiktoken
 from driver import Driver
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from nanochat_rules import nanochat_calculator
 
 ROOT = Path(__file__).resolve().parent.parent
 FUZZ = settings(
@@ -230,6 +228,30 @@ def test_utf8_equals_python(text_driver: Driver, whole: bytes, data: st.DataObje
             assert any(is_start_of_character(unfinished[i:]) for i in range(len(unfinished)))
 
 
+@FUZZ
+@given(st.lists(PARTS | st.text(max_size=2).map(str.encode), max_size=3).map(b"".join))
+@example(b"\xf0\x9f\x98")
+@example("é😀".encode() + b"\xff")
+def test_every_split_of_utf8_gives_the_same(text_driver: Driver, whole: bytes) -> None:
+    """All 2^(n-1) ways to cut up to ten bytes; of more bytes, every place of one cut, and every byte by itself."""
+    check_splits(text_driver, whole, whole.decode("utf-8", errors="replace"))
+
+
+def check_splits(driver: Driver, whole: bytes, expected: str) -> None:
+    """However the bytes are cut, the stream gives `expected`."""
+    answer = driver.ask(op="utf8_splits", hex=whole.hex())
+    assert answer == {
+        "outcomes": [expected],
+        "splits": 2 ** max(0, len(whole) - 1) if len(whole) <= 10 else len(whole) + 1,
+    }
+
+
+def test_a_wrong_split_is_noticed(text_driver: Driver) -> None:
+    """The comparison itself can fail."""
+    with pytest.raises(AssertionError):
+        check_splits(text_driver, b"a\xc3\xa9", "a\ufffd\ufffd")
+
+
 def is_start_of_character(tail: bytes) -> bool:
     """True if more bytes could make `tail` a character."""
     continuations = (bytes([second]) + b"\x80" * 2 for second in range(0x80, 0xC0, 0x08))
@@ -243,55 +265,6 @@ def is_start_of_character(tail: bytes) -> bool:
 
 
 # ---- calculator ----
-
-FORBIDDEN = (
-    "__ import exec eval compile open file input raw_input globals locals vars dir getattr setattr delattr hasattr"
-)
-
-
-def is_string(node: ast.expr) -> bool:
-    """True for a plain string literal."""
-    if isinstance(node, ast.JoinedStr):
-        return all(is_string(part) for part in node.values)
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-
-def is_string_or_count(expression: str) -> bool:
-    """True for `TEXT` and `TEXT.count(TEXT)`: what the runner evaluates of the expressions with letters."""
-    node = ast.parse(expression.lstrip(" \t"), mode="eval").body
-    if is_string(node):
-        return True
-    return (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr == "count"
-        and is_string(node.func.value)
-        and len(node.args) == 1
-        and is_string(node.args[0])
-    )
-
-
-def nanochat_calculator(expression: str) -> str | None:
-    """What nanochat's calculator gives, by its rules; of expressions with letters only what `str.count` needs."""
-    expression = expression.replace(",", "")
-    arithmetic = all(c in "0123456789*+-/.() " for c in expression)
-    if arithmetic and "**" in expression:
-        return None
-    if not arithmetic:
-        if not all(c in string.ascii_letters + string.digits + "'\"()._ " for c in expression):
-            return None
-        if any(word in expression.lower() for word in FORBIDDEN.split()) or ".count(" not in expression:
-            return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            if not arithmetic and not is_string_or_count(expression):
-                return None
-            result = eval(expression, {"__builtins__": {}}, {})
-            return None if result is None else str(result)
-        except Exception:  # as nanochat has it
-            return None
-
 
 INTEGERS = st.integers(0, 99) | st.integers(0, 10**20) | st.integers(0, 1 << 200)
 INTEGERS |= st.builds(lambda p, d: max(0, (1 << p) + d), st.integers(0, 1100), st.integers(-2, 2))

@@ -12,9 +12,17 @@
 namespace nanochat_x {
 namespace {
 
-constexpr std::int64_t kCacheStep = 128;  // capacities are multiples of it, or max_seq_len
+constexpr std::int64_t kMostRows = 65536;  // a slip of the finger must not fill the memory
+constexpr std::int64_t kCacheStep = 128;   // capacities are multiples of it, or max_seq_len
 
 std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+void check_rows(std::int64_t rows) {
+  if (rows < 1) throw Error("a session needs at least one row; got " + std::to_string(rows));
+  if (rows > kMostRows) {
+    throw Error("a session has at most " + std::to_string(kMostRows) + " rows; got " + std::to_string(rows));
+  }
+}
 
 // Logits `[rows, 1, vocab]` of the last position alone.
 Logits last_position(const Logits& logits) {
@@ -31,7 +39,7 @@ Logits last_position(const Logits& logits) {
 
 Session::Session(Backend& backend, const Manifest& manifest, std::int64_t rows)
     : backend_(&backend), max_seq_len_(manifest.max_seq_len), vocab_size_(manifest.vocab_size) {
-  if (rows < 1) throw Error("a session needs at least one row; got " + std::to_string(rows));
+  check_rows(rows);
   tokens_.resize(index(rows));
 }
 
@@ -175,7 +183,7 @@ void Session::reserve(std::int64_t capacity) {
 
 void Session::select_rows(std::span<const std::int64_t> source) {
   check_usable();
-  if (source.empty()) throw Error("a session needs at least one row");
+  check_rows(std::ssize(source));
   std::vector<std::vector<std::int64_t>> chosen;
   for (const std::int64_t row : source) chosen.push_back(row_tokens(row));
   std::int64_t length = 0;

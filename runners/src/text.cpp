@@ -1,5 +1,7 @@
 #include "text.h"
 
+#include <algorithm>
+
 namespace nanochat_x::internal {
 
 namespace {
@@ -12,7 +14,9 @@ void append_printable(std::string& out, std::string_view text, std::size_t limit
     out += kHex[byte & 15];
   };
   unsigned char before = 0;
-  for (const char c : text.substr(0, limit)) {
+  std::size_t end = std::min(limit, text.size());
+  while (end < text.size() && end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;  // whole ones
+  for (const char c : text.substr(0, end)) {
     const auto byte = static_cast<unsigned char>(c);
     if (before == 0xc2 && byte >= 0x80 && byte < 0xa0) {  // U+0080 to U+009F: a terminal may obey these too
       out.pop_back();

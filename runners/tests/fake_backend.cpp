@@ -105,7 +105,7 @@ Logits FakeBackend::step(const Step& step, Cache& cache) {
   lengths.push_back(step.length);
   batches.push_back(step.batch);
   largest_capacity = std::max(largest_capacity, cache.capacity());
-  if (steps == model_.fail_at_step) throw std::runtime_error("the runtime failed");
+  if (steps == model_.fail_at_step) throw RuntimeFailed("the runtime failed");
   std::this_thread::sleep_for(std::chrono::milliseconds(model_.step_ms));
   promise(cache.rows() == step.batch && step.length >= 1, "batch and length");
   promise(std::ssize(step.input_ids) == step.batch * step.length, "shape of input_ids");

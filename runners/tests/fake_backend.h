@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,6 +24,12 @@ struct FakeModel {
   int step_ms = 0;       ///< time that a step takes
   int fail_at_step = 0;  ///< the n-th step throws; 0: none
   bool nan_logits = false;
+};
+
+/// What a step throws that was told to fail: as a runtime's own exception, no Error.
+class RuntimeFailed : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
 };
 
 /// A backend whose logits depend on every token, its place and the token that was said to stand before it, all read

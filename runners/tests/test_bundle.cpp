@@ -423,4 +423,6 @@ TEST_CASE("text for errors is one line") {
   CHECK(internal::in_quotes("\xc2\x9b[31m \xc2\xa0\xc3\x9b") == "\"\\xc2\\x9b[31m \xc2\xa0\xc3\x9b\"");  // C1's CSI
   CHECK(internal::without_controls(std::string(300, 'x') + "\t") == std::string(300, 'x') + "\\x09");
   CHECK(internal::printable(std::string(300, 'x')) == std::string(200, 'x') + "...");
+  CHECK(internal::printable(std::string(199, 'x') + "\xf0\x9f\x98\x80") ==
+        std::string(199, 'x') + "...");  // whole ones
 }

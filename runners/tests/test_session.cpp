@@ -232,6 +232,8 @@ TEST_CASE("a call that cannot be meant changes nothing") {
   refused([&] { session.select_rows(Ids{0, 2}); }, "row 2");
   refused([&] { session.select_rows(Ids{}); }, "at least one row");
   refused([&] { Session(f.backend, f.manifest, 0); }, "at least one row");
+  refused([&] { Session(f.backend, f.manifest, 65537); }, "at most 65536 rows");
+  refused([&] { Session(f.backend, f.manifest, std::int64_t{1} << 62); }, "at most 65536 rows");
   CHECK(values(session.append(Ids{3, 4}, 1).at(1, 0)) == truth(f.backend, {2, 4}));
 }
 

@@ -6,11 +6,16 @@
 //   {"op": "decode", "ids": [...]}                                            -> {"text", "hex"}
 //   {"op": "calculate", "expression": TEXT}                                   -> {"result": TEXT or null}
 //   {"op": "utf8", "chunks": [BYTES, ...]}                    -> {"pushed": [...], "end", "whole", "valid"}
+//   {"op": "utf8_splits", "hex": BYTES}                       -> {"splits": how many ways to cut the bytes were tried,
+//                                                                 "outcomes": the different texts that the stream gave}
 
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "json_lines.h"
 #include "nanochat_x/calculator.h"
@@ -60,6 +65,7 @@ class Driver {
       return {{"result", result ? Json(*result) : Json()}};
     }
     if (op == "utf8") return utf8(request.at("chunks"));
+    if (op == "utf8_splits") return utf8_splits(from_hex(request.at("hex")));
     throw std::invalid_argument("unknown op " + op);
   }
 
@@ -87,6 +93,46 @@ class Driver {
             {"end", stream.finish()},
             {"whole", nanochat_x::replace_invalid_utf8(all)},
             {"valid", nanochat_x::is_valid_utf8(all)}};
+  }
+
+  // The stream's text when `bytes` are cut where `cut` has a true (before the byte of that index).
+  static std::string streamed(std::string_view bytes, const std::vector<bool>& cut) {
+    nanochat_x::Utf8Stream stream;
+    std::string text;
+    std::size_t begin = 0;
+    for (std::size_t i = 1; i < bytes.size(); ++i) {
+      if (!cut[i]) continue;
+      text += stream.push(bytes.substr(begin, i - begin));
+      begin = i;
+    }
+    text += stream.push(bytes.substr(begin));
+    return text + stream.finish();
+  }
+
+  static Json utf8_splits(const std::string& bytes) {
+    std::set<std::string> outcomes;
+    std::vector<bool> cut(bytes.size());
+    std::size_t splits = 0;
+    const auto attempt = [&] {
+      outcomes.insert(streamed(bytes, cut));
+      ++splits;
+    };
+    if (bytes.size() > 10) {
+      attempt();
+      for (std::size_t i = 1; i < bytes.size(); ++i) {
+        cut.assign(bytes.size(), false);
+        cut[i] = true;
+        attempt();
+      }
+      cut.assign(bytes.size(), true);
+      attempt();
+    } else {
+      for (unsigned chosen = 0; chosen < 1U << (bytes.empty() ? 0 : bytes.size() - 1); ++chosen) {
+        for (std::size_t i = 1; i < bytes.size(); ++i) cut[i] = (chosen >> (i - 1) & 1U) != 0;
+        attempt();
+      }
+    }
+    return {{"splits", splits}, {"outcomes", outcomes}};
   }
 
   const Tokenizer& tokenizer() const {

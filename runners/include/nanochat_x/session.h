@@ -15,7 +15,7 @@ namespace nanochat_x {
 /// computed (bad ids, past capacity) changes nothing; after any other error only `reset` is allowed.
 class Session {
  public:
-  /// `max_seq_len` positions at most; the cache grows to what is needed (`reserve` does it at once).
+  /// 1 to 65536 rows, `max_seq_len` positions at most; the cache grows to what is needed (`reserve` does it at once).
   Session(Backend& backend, const Manifest& manifest, std::int64_t rows);
 
   std::int64_t rows() const { return static_cast<std::int64_t>(tokens_.size()); }
