@@ -17,7 +17,7 @@ from nanochat_x.wrappers import ExportableGPT, ExportableGPTWithCache
 
 FULL_INPUTS = ("input_ids",)
 FULL_OUTPUTS = ("logits",)
-CACHED_INPUTS = ("input_ids", "prev_ids", "cache_k", "cache_v", "position")
+CACHED_INPUTS = ("input_ids", "prev_ids", "cache_k", "cache_v", "position", "logits_to_keep")
 CACHED_OUTPUTS = ("logits", "new_k", "new_v")
 
 
@@ -33,7 +33,7 @@ class Captured:
     max_seq_len: int
     full: ExportedProgram  # input_ids [B, T] -> logits [B, T, vocab]
     cached: ExportedProgram | None  # the contract with a cache
-    decode: ExportedProgram | None  # `cached` at T = 1, derived from it
+    decode: ExportedProgram | None  # `cached` at T = R = 1, derived from it
 
     def programs(self) -> dict[str, ExportedProgram]:
         """By their role in a bundle: `prefill`, `decode` and `full`, or `full` alone."""
@@ -47,7 +47,7 @@ def capture(model: GPT, max_seq_len: int, *, cached: bool = True) -> Captured:
     Raises CaptureError if torch.export cannot, or makes a dimension of the contract static.
     """
     sizes = sizes_for_examples(model.spec, max_seq_len)
-    batch, steps, slots = next(sizes), next(sizes), next(sizes)
+    batch, steps, slots, kept = next(sizes), next(sizes), next(sizes), next(sizes)
     ids = torch.zeros(batch, steps, dtype=torch.long)
     full = export_program(ExportableGPT(model, max_seq_len), (ids,), (dict(enumerate(_dims(max_seq_len)[:2])),))
     _check_dynamic(full, "full", {"input_ids": (0, 1)})
@@ -55,13 +55,14 @@ def capture(model: GPT, max_seq_len: int, *, cached: bool = True) -> Captured:
         return Captured(model.spec, model.dtype, max_seq_len, full, None, None)
 
     wrapper = ExportableGPTWithCache(model, max_seq_len)
-    whole = export_program(wrapper, cached_example(wrapper, batch, steps, slots), _cached_dims(max_seq_len))
-    _check_dynamic(whole, "cached", {"input_ids": (0, 1), "cache_k": (1, 3), "cache_v": (1, 3), "position": (0,)})
+    whole = export_program(wrapper, cached_example(wrapper, batch, steps, slots, kept), _cached_dims(max_seq_len))
+    cache = {"cache_k": (1, 3), "cache_v": (1, 3), "position": (0,)}
+    _check_dynamic(whole, "cached", {"input_ids": (0, 1), **cache, "logits_to_keep": (0,)})
 
     # The step of one token is by far the most frequent one, and a compiler does better when it knows T = 1.
-    one = cached_example(wrapper, batch, 1, slots)
+    one = cached_example(wrapper, batch, 1, slots, 1)
     decode = export_program(whole.module(check_guards=False), one, _cached_dims(max_seq_len, decode=True))
-    _check_dynamic(decode, "decode", {"input_ids": (0,), "cache_k": (1, 3), "cache_v": (1, 3), "position": (0,)})
+    _check_dynamic(decode, "decode", {"input_ids": (0,), **cache})
     return Captured(model.spec, model.dtype, max_seq_len, full, whole, decode)
 
 
@@ -73,7 +74,7 @@ def describe_contract(captured: Captured, *, cache_by_layer: bool = False) -> di
     """
     spec, dtype = captured.spec, str(captured.dtype).removeprefix("torch.")
     cache = [spec.n_layer, "B", spec.n_kv_head, "S", spec.head_dim]
-    logits = {"logits": {"dtype": "float32", "shape": ["B", "T", spec.vocab_size]}}
+    logits = {"logits": {"dtype": "float32", "shape": ["B", "R", spec.vocab_size]}}
     ids = {"input_ids": {"dtype": "int64", "shape": ["B", "T"]}}
     new = {"dtype": dtype, "shape": [*cache[:3], "T", spec.head_dim]}
     kinds = ("cache_k", "cache_v")
@@ -84,16 +85,16 @@ def describe_contract(captured: Captured, *, cache_by_layer: bool = False) -> di
         "inputs": ids
         | {"prev_ids": {"dtype": "int64", "shape": ["B", 1]}}
         | ({} if cache_by_layer else stacked)
-        | {"position": {"dtype": "int64", "shape": ["B"]}}
+        | {"position": {"dtype": "int64", "shape": ["B"]}, "logits_to_keep": {"dtype": "int64", "shape": ["R"]}}
         | (layers if cache_by_layer else {}),
         "outputs": logits | {"new_k": new, "new_v": new},
     }
     description: dict[str, Any] = {
-        "limits": f"B >= 1, 1 <= T <= {captured.max_seq_len} (decode: T = 1), 0 <= S <= {captured.max_seq_len}, "
-        f"max(position) <= S, position + T <= {captured.max_seq_len}",
+        "limits": f"B >= 1, 1 <= T <= {captured.max_seq_len} (decode: T = R = 1), R >= 1, "
+        f"0 <= S <= {captured.max_seq_len}, max(position) <= S, position + T <= {captured.max_seq_len}",
         "prefill": cached,
         "decode": _with_one_step(cached),
-        "full": {"inputs": ids, "outputs": logits},
+        "full": {"inputs": ids, "outputs": {"logits": {"dtype": "float32", "shape": ["B", "T", spec.vocab_size]}}},
     }
     if captured.cached is None:
         return {"limits": f"B >= 1, 1 <= T <= {captured.max_seq_len}", "full": description["full"]}
@@ -101,25 +102,27 @@ def describe_contract(captured: Captured, *, cache_by_layer: bool = False) -> di
 
 
 def _with_one_step(part: Any) -> Any:
-    """The same description with T = 1."""
+    """The same description with T = R = 1."""
     if isinstance(part, dict):
         return {key: _with_one_step(value) for key, value in part.items()}
-    return [1 if size == "T" else size for size in part] if isinstance(part, list) else part
+    return [1 if size in ("T", "R") else size for size in part] if isinstance(part, list) else part
 
 
 def cached_example(
-    wrapper: ExportableGPTWithCache, batch: int, steps: int, slots: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    wrapper: ExportableGPTWithCache, batch: int, steps: int, slots: int, kept: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Arguments of a cached program: zeros of the contract's shapes, rows at position 0."""
     cache_k, cache_v = wrapper.empty_cache(batch, slots)
     ids = torch.zeros(batch, steps, dtype=torch.long)
-    return ids, torch.zeros(batch, 1, dtype=torch.long), cache_k, cache_v, torch.zeros(batch, dtype=torch.long)
+    position, logits_to_keep = torch.zeros(batch, dtype=torch.long), torch.zeros(kept, dtype=torch.long)
+    return ids, torch.zeros(batch, 1, dtype=torch.long), cache_k, cache_v, position, logits_to_keep
 
 
 def _cached_dims(max_seq_len: int, *, decode: bool = False) -> tuple[dict[int, Any], ...]:
     batch, steps, slots = _dims(max_seq_len)
     cache = {1: batch, 3: slots}
-    return ({0: batch} if decode else {0: batch, 1: steps}), {0: batch}, cache, cache, {0: batch}
+    kept = {} if decode else {0: Dim("kept", min=1)}
+    return ({0: batch} if decode else {0: batch, 1: steps}), {0: batch}, cache, cache, {0: batch}, kept
 
 
 def _dims(max_seq_len: int) -> tuple[Dim, Dim, Dim]:

@@ -12,7 +12,8 @@ from nanochat_x.errors import BundleError
 from nanochat_x.quoting import quoted
 from nanochat_x.regular_file import open_regular, read_regular
 
-SCHEMA_VERSION = 1
+#: 2: cached programs take `logits_to_keep`.
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 _LARGEST_MANIFEST = 16 << 20  # bytes; a real one has about 100 kB, and the runner takes no larger one either
 MANIFEST_HASH = "manifest.sha256"  # lower-case hex SHA-256 of manifest.json, and a newline
@@ -55,9 +56,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if type(version) is not int:
         raise BundleError(f"{path} has no schema_version", remedy="lower the model again")
-    if version > SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
         raise BundleError(
-            f"{path} has schema {version}, this program reads up to {SCHEMA_VERSION}", remedy="update nanochat_x"
+            f"{path} has schema {version}, this program reads {SCHEMA_VERSION}",
+            remedy="update nanochat_x" if version > SCHEMA_VERSION else "lower the model again",
         )
     try:
         recorded = read_regular(folder / MANIFEST_HASH, 100).decode("ascii").strip()

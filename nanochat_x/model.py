@@ -167,12 +167,14 @@ class GPT(nn.Module):
         sin: Tensor,
         prev_ids: Tensor | None = None,
         cache: KVCache | None = None,
+        logits_to_keep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of every position, and the new keys and values.
+        """Logits, and the new keys and values.
 
         ids int64 [B, T], T >= 1; cos and sin [P, D / 2] for P >= every position + T. With a cache, prev_ids int64
-        [B, 1] is the token before ids[:, 0] (ignored in a row at position 0).
-        Returns float32 logits [B, T, vocab] (float64 if that is the dtype) and k, v [L, B, H_kv, T, D].
+        [B, 1] is the token before ids[:, 0] (ignored in a row at position 0). logits_to_keep int64 [R] names columns of
+        ids, in any order: of these alone logits are computed, the same for all rows; without it, of all T.
+        Returns float32 logits [B, R, vocab] (float64 if that is the dtype) and k, v [L, B, H_kv, T, D].
         """
         spec, steps = self.spec, ids.shape[1]
         offsets = torch.arange(steps, device=ids.device)
@@ -196,6 +198,8 @@ class GPT(nn.Module):
             new_v.append(v)
         if spec.backout_layer is not None:
             x = x - self.backout_lambda[0] * x_mid
+        if logits_to_keep is not None:
+            x = x.index_select(1, logits_to_keep)
         logits = self.lm_head(self._norm(x))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if spec.softcap is not None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 
 import hypothesis
 import torch
@@ -40,7 +41,8 @@ class Row:
     got: Tensor
     eager: Tensor
     exact: Tensor
-    calls: tuple[int, ...]  # T of the call that fed each of the n tokens
+    positions: tuple[int, ...]  # of the n tokens in the row
+    calls: tuple[int, ...]  # T of the call that fed each of them
 
 
 @dataclass(frozen=True)
@@ -114,26 +116,41 @@ def run_example(example: Example, session: RunnerSession, reference: Reference, 
     eager, exact = reference.logits(rows)
     judged = []
     for row, logits in enumerate(got):
-        if logits.shape != exact[row].shape:
-            raise ParityError(f"the runner returned logits {list(logits.shape)}, not {list(exact[row].shape)}")
-        prompt = example.prompts[row]
-        calls = [max(example.prompts)] * prompt + [size for size in example.chunks for _ in range(size)]
-        judged.append(Row(logits, eager[row], exact[row], tuple(calls)))
+        positions, calls = places(example, row)
+        ours, truth = eager[row][positions], exact[row][positions]
+        if logits.shape != truth.shape:
+            raise ParityError(f"the runner returned logits {list(logits.shape)}, not {list(truth.shape)}")
+        judged.append(Row(logits, ours, truth, tuple(positions), tuple(calls)))
     return judge(example, tuple(judged), reference.loss(longest))
 
 
+def places(example: Example, row: int) -> tuple[list[int], list[int]]:
+    """The positions of a row whose logits the example asks for, and T of the call that feeds each."""
+    fed = [(example.prompts[row], max(example.prompts)), *((size, size) for size in example.chunks)]
+    ends = list(accumulate(count for count, _ in fed))
+    if example.last:
+        return [end - 1 for end in ends], [length for _, length in fed]
+    return list(range(ends[-1])), [length for count, length in fed for _ in range(count)]
+
+
 def feed(example: Example, rows: list[list[int]], session: RunnerSession) -> list[Tensor]:
-    """The runner's logits [n, vocab] of each row."""
+    """The runner's logits [n, vocab] of each row, at the example's `places`."""
     longest = max(example.prompts)
     prompts = [row[:prompt] + [0] * (longest - prompt) for row, prompt in zip(rows, example.prompts, strict=True)]
     if not example.cached:
         return [logits[:prompt] for logits, prompt in zip(session.forward(prompts), example.prompts, strict=True)]
     session.new(len(rows))
     done = list(example.prompts)
-    ragged = min(example.prompts) < longest
-    pieces = [[logits[:n]] for logits, n in zip(session.append(prompts, done if ragged else None), done, strict=True)]
+    counts = done if min(example.prompts) < longest else None
+    if example.last:
+        ends = sorted({prompt - 1 for prompt in example.prompts})
+        logits = session.append(prompts, counts, ends)
+        pieces = [[row[[ends.index(n - 1)]]] for row, n in zip(logits, done, strict=True)]
+    else:
+        pieces = [[row[:n]] for row, n in zip(session.append(prompts, counts), done, strict=True)]
     for size in example.chunks:
-        logits = session.append([row[begin : begin + size] for row, begin in zip(rows, done, strict=True)])
+        piece = [row[begin : begin + size] for row, begin in zip(rows, done, strict=True)]
+        logits = session.append(piece, logits_to_keep=[size - 1] if example.last else None)
         done = [begin + size for begin in done]
         for row, piece in zip(pieces, logits, strict=True):
             row.append(piece)
@@ -149,7 +166,7 @@ def judge(example: Example, rows: tuple[Row, ...], least: float = 0.0) -> Outcom
         largest = float(error.max())
         if largest > worst:
             position, token = divmod(int(error.argmax()), error.shape[1])
-            worst, where = largest, (number, position, token)
+            worst, where = largest, (number, row.positions[position], token)
     eager = max(float((row.eager.double() - row.exact).abs().max()) for row in rows)
     return Outcome(example, rows, worst, max(eager, least), where)
 

@@ -38,8 +38,9 @@ class Limits:
 class Example:
     """One script for a runner's session.
 
-    Row b is fed prompts[b] tokens (all rows in one call, the shorter ones padded), then every row each of `chunks`. Not
-    `cached`: the rows go through the program without a cache instead, in one call, and there are no chunks.
+    Row b is fed prompts[b] tokens (all rows in one call, the shorter ones padded), then every row each of `chunks`.
+    `last`: of each call only the logits after a row's last token are asked for. Not `cached`: the rows go through the
+    program without a cache instead, in one call, and there are no chunks.
     """
 
     cached: bool
@@ -47,6 +48,7 @@ class Example:
     chunks: tuple[int, ...] = ()
     vocabulary: Vocabulary = "any"  # "edges": the first and last ids alone; "repeat": one id, over and over
     seed: int = 0  # of the tokens
+    last: bool = False
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -90,12 +92,13 @@ def parse_example(text: str, limits: Limits) -> Example:
         numbers = [*example.prompts, *example.chunks, example.seed]
         fits = (
             isinstance(example.cached, bool)
+            and isinstance(example.last, bool)
             and example.vocabulary in ("any", "edges", "repeat")
             and all(type(number) is int for number in numbers)
             and len(example.prompts) >= 1
             and min((*example.prompts, *example.chunks)) >= 1
             and example.seed >= 0
-            and (example.cached or not example.chunks)
+            and (example.cached or not (example.chunks or example.last))
         )
     except (ValueError, TypeError, RecursionError):
         fits = False
@@ -135,6 +138,8 @@ def first_examples(limits: Limits) -> list[Example]:
             Example(True, (most - 1,), (1,)),
             Example(True, (3,), (5, 1, 3), vocabulary="repeat"),
             Example(True, (1,) * MOST_ROWS, (2, 1)),
+            Example(True, (most - 4,), (3, 1), last=True),
+            Example(True, (2, 5, 1), (4, 1), last=True),
         ]
         for edge in around:
             wanted += [
@@ -170,7 +175,8 @@ def examples(draw: st.DrawFn, limits: Limits) -> Example:
                 chunks.append(size)
                 room -= size
     vocabulary: Vocabulary = draw(st.sampled_from(_VOCABULARIES))
-    return Example(cached, tuple(prompts), tuple(chunks), vocabulary, draw(st.integers(0, 2**32 - 1)))
+    seed, last = draw(st.integers(0, 2**32 - 1)), cached and draw(st.sampled_from([False, False, True]))
+    return Example(cached, tuple(prompts), tuple(chunks), vocabulary, seed, last)
 
 
 def _of(edges: Sequence[int], room: int) -> st.SearchStrategy[int]:

@@ -79,8 +79,8 @@ class Statistics:
         best = row.exact.argmax(-1)
         self.agreements += int((got.argmax(-1) == best).sum())
         self.eager_agreements += int((eager.argmax(-1) == best).sum())
-        pairs = zip(runner_error.amax(-1).tolist(), eager_error.amax(-1).tolist(), row.calls, strict=True)
-        for position, (runner, plain, length) in enumerate(pairs):
+        pairs = zip(runner_error.amax(-1).tolist(), eager_error.amax(-1).tolist(), strict=True)
+        for position, length, (runner, plain) in zip(row.positions, row.calls, pairs, strict=True):
             self.by_position.setdefault(position, Bin()).add(runner, plain)
             self.by_length.setdefault(length, Bin()).add(runner, plain)
             for window in self.windows:

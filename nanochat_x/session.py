@@ -56,9 +56,16 @@ class RunnerSession:
         """A session of empty rows, in the place of the one before. Raises RefusedRequest, RunnerError, as all below."""
         self._ask({"op": "new", "rows": rows})
 
-    def append(self, ids: Rows, counts: Sequence[int] | None = None) -> Tensor:
-        """Feeds tokens [B, T]; returns float32 logits [B, T, vocab]. `counts`: of row b the first counts[b] alone."""
-        return self._logits({"op": "append", "ids": ids, **({} if counts is None else {"counts": counts})})
+    def append(
+        self, ids: Rows, counts: Sequence[int] | None = None, logits_to_keep: Sequence[int] | None = None
+    ) -> Tensor:
+        """Feeds tokens [B, T]; returns float32 logits [B, T, vocab].
+
+        `counts`: of row b the first counts[b] alone. `logits_to_keep`: only logits after these columns, [B, R, vocab].
+        """
+        chosen = {"counts": counts, "logits_to_keep": logits_to_keep}
+        given = {key: value for key, value in chosen.items() if value is not None}
+        return self._logits({"op": "append", "ids": ids, **given})
 
     def forward(self, ids: Rows) -> Tensor:
         """float32 logits [B, T, vocab] of whole sequences [B, T], by the program without a cache."""

@@ -35,19 +35,27 @@ class ExportableGPT(_Exportable):
 
 
 class ExportableGPTWithCache(_Exportable):
-    """The contract of docs/bundle.md: logits of T new tokens a row, and their keys and values for the caller to append.
+    """The contract of docs/bundle.md: T new tokens a row, their keys and values for the caller to append, and logits.
 
     input_ids int64 [B, T]; prev_ids int64 [B, 1], the token before input_ids[:, 0], ignored in a row at position 0;
     cache_k, cache_v [L, B, H_kv, S, D] in the model's dtype, row b holding position[b] live entries
-    (S >= max(position); S = 0 is an empty cache); position int64 [B], position + T <= max_seq_len.
-    Returns logits float32 [B, T, vocab], new_k and new_v [L, B, H_kv, T, D].
+    (S >= max(position); S = 0 is an empty cache); position int64 [B], position + T <= max_seq_len; logits_to_keep int64
+    [R], the columns of input_ids whose logits are wanted, R >= 1 (a prompt needs those of its last token alone).
+    Captured programs always take it; without it here R = T.
+    Returns logits float32 [B, R, vocab], new_k and new_v [L, B, H_kv, T, D].
     """
 
     def forward(
-        self, input_ids: Tensor, prev_ids: Tensor, cache_k: Tensor, cache_v: Tensor, position: Tensor
+        self,
+        input_ids: Tensor,
+        prev_ids: Tensor,
+        cache_k: Tensor,
+        cache_v: Tensor,
+        position: Tensor,
+        logits_to_keep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         out: tuple[Tensor, Tensor, Tensor] = self.model(
-            input_ids, self.cos, self.sin, prev_ids, KVCache(cache_k, cache_v, position)
+            input_ids, self.cos, self.sin, prev_ids, KVCache(cache_k, cache_v, position), logits_to_keep
         )
         return out
 

@@ -38,9 +38,10 @@ class Bounds(NamedTuple):
 def bounded_programs(captured: Captured, bounds: Bounds) -> dict[str, ExportedProgram]:
     """Role -> program, exported again from what was captured.
 
-    `prefill`: input_ids [1, T], prev_ids [1, 1], position [1], then cache_k_0, cache_v_0, cache_k_1, ... of the layers,
-    each [1, H_kv, S, D]; `decode`: the same with B rows and T = 1; `full`: input_ids [1, T]. 1 <= S <= max_seq_len: an
-    empty cache is one dead slot. Outputs are the contract's. Raises CaptureError.
+    `prefill`: input_ids [1, T], prev_ids [1, 1], position [1], logits_to_keep [R], then cache_k_0, cache_v_0,
+    cache_k_1, ... of the layers, each [1, H_kv, S, D], R <= T; `decode`: the same with B rows and T = R = 1; `full`:
+    input_ids [1, T]. 1 <= S <= max_seq_len: an empty cache is one dead slot. Outputs are the contract's. Raises
+    CaptureError.
     """
     length = captured.max_seq_len
     programs = {}
@@ -60,18 +61,21 @@ def bounded_programs(captured: Captured, bounds: Bounds) -> dict[str, ExportedPr
 def _export(captured: Captured, module: nn.Module, max_batch: int | None, max_steps: int | None) -> ExportedProgram:
     """A program with a cache; `None`: that dimension is 1."""
     spec, sizes = captured.spec, sizes_for_examples(captured.spec, captured.max_seq_len)
-    batch, steps, slots = (next(sizes) if max_batch else 1), (next(sizes) if max_steps else 1), next(sizes)
+    batch, slots = (next(sizes) if max_batch else 1), next(sizes)
+    steps, kept = (next(sizes), next(sizes)) if max_steps else (1, 1)
     layer = torch.zeros(batch, spec.n_kv_head, slots, spec.head_dim, dtype=captured.dtype)
     args = (
         torch.zeros(batch, steps, dtype=torch.long),
         torch.zeros(batch, 1, dtype=torch.long),
         torch.zeros(batch, dtype=torch.long),
+        torch.zeros(kept, dtype=torch.long),
         *(layer.clone() for _ in range(2 * spec.n_layer)),
     )
     rows = {0: Dim("batch", min=1, max=max(max_batch, batch))} if max_batch else {}
     columns = {1: Dim("steps", min=1, max=max(max_steps, steps))} if max_steps else {}
+    chosen = {0: Dim("kept", min=1, max=max(max_steps, kept))} if max_steps else {}
     cache = {**rows, 2: Dim("slots", min=1, max=_most(captured.max_seq_len))}
-    return export_program(module, args, ((rows | columns, rows, rows, *[cache] * (2 * spec.n_layer)),))
+    return export_program(module, args, ((rows | columns, rows, rows, chosen, *[cache] * (2 * spec.n_layer)),))
 
 
 def _most(max_seq_len: int) -> int:
@@ -102,13 +106,14 @@ class _WithLayers(nn.Module):
         self.one_token = one_token
 
     def forward(self, *args: Tensor) -> tuple[Tensor, ...]:
-        input_ids, prev_ids, position, *layers = args
+        input_ids, prev_ids, position, logits_to_keep, *layers = args
         by_name = {
             "input_ids": input_ids,
             "prev_ids": prev_ids,
             "cache_k": _Layers(tuple(layers[0::2])),
             "cache_v": _Layers(tuple(layers[1::2])),
             "position": position,
+            "logits_to_keep": logits_to_keep,
         }
         names = [node.target for node in self.module.graph.nodes if node.op == "placeholder"]
         replay = _Replay(self.module, one_token=self.one_token)

@@ -24,7 +24,7 @@ from nanochat_x.targets.quiet import quiet
 #: onnxscript types its operators' arguments by tensors of their element type, not by what a graph is made of.
 _op: Any = opset18
 #: Names of dynamic axes, by input and dimension.
-_AXES = {("input_ids", 0): "batch", ("input_ids", 1): "steps", ("cache_k", 3): "slots"}
+_AXES = {("input_ids", 0): "batch", ("input_ids", 1): "steps", ("cache_k", 3): "slots", ("logits_to_keep", 0): "kept"}
 #: Constants of more bytes than this lie in the shared file; smaller ones (scalars, axes) in the graph.
 _EMBEDDED = 1 << 12
 
@@ -79,8 +79,8 @@ def _rows(table: Any, indices: Sequence[Any]) -> Any:
 
 
 def _compute_shape_once(graph: ir.Graph) -> None:
-    """All of `_linear`'s inputs are [batch, steps, ...]: their leading sizes are those of the first one."""
-    first: ir.Value | None = None
+    """Leading sizes of `_linear`'s inputs are asked for once: [batch, steps], and [batch, kept] before the logits."""
+    first: dict[tuple[str, ...], ir.Value] = {}
     for node in list(graph):
         if node.op_type != "Concat" or len(node.inputs) != 2:
             continue
@@ -93,10 +93,11 @@ def _compute_shape_once(graph: ir.Graph) -> None:
             continue
         if len(measured.shape) != 3:
             continue
-        if first is None:
-            first = node.outputs[0]
-            continue
-        node.outputs[0].replace_all_uses_with(first)
+        sizes = tuple(str(size) for size in measured.shape[:2])
+        if sizes in first:
+            node.outputs[0].replace_all_uses_with(first[sizes])
+        else:
+            first[sizes] = node.outputs[0]
 
 
 def _fuse_norms(graph: ir.Graph) -> None:

@@ -36,10 +36,11 @@ _INTEGER_OPERATORS: Mapping[Any, str] = {
 OPERATORS = frozenset({
     aten.__and__.Tensor, aten.add.Tensor, aten.arange.default, aten.bmm.default, aten.cat.default, aten.chunk.default,
     aten.clone.default, aten.div.Tensor, aten.embedding.default, aten.ge.Scalar, aten.gt.Scalar, aten.gt.Tensor,
-    aten.index.Tensor, aten.le.Scalar, aten.linear.default, aten.mean.dim, aten.mul.Tensor, aten.narrow.default,
-    aten.relu.default, aten.rsqrt.default, aten.select.int, aten.sigmoid.default, aten.slice.Tensor, aten.softmax.int,
-    aten.square.default, aten.stack.default, aten.sub.Tensor, aten.sum.dim_IntList, aten.tanh.default, aten.to.dtype,
-    aten.transpose.int, aten.unsqueeze.default, aten.view.default, aten.view_as.default, aten.where.ScalarOther,
+    aten.index.Tensor, aten.index_select.default, aten.le.Scalar, aten.linear.default, aten.mean.dim, aten.mul.Tensor,
+    aten.narrow.default, aten.relu.default, aten.rsqrt.default, aten.select.int, aten.sigmoid.default,
+    aten.slice.Tensor, aten.softmax.int, aten.square.default, aten.stack.default, aten.sub.Tensor, aten.sum.dim_IntList,
+    aten.tanh.default, aten.to.dtype, aten.transpose.int, aten.unsqueeze.default, aten.view.default,
+    aten.view_as.default, aten.where.ScalarOther,
 })  # fmt: skip
 
 _END = torch.iinfo(torch.int64).max  # of a slice that goes to the end

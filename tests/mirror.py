@@ -58,6 +58,18 @@ class Mirror:
         self.check_positions()
         return got
 
+    def append_last(self, length: int) -> None:
+        """Feeds `length` tokens to each row, and asks for the logits after the first and the last of them alone."""
+        ids, kept = self.draw(length), sorted({0, length - 1})
+        logits = self.session.append(ids, logits_to_keep=kept)
+        for b, row in enumerate(self.tokens):
+            begin = len(row)
+            row += ids[b]
+            exact = exact_logits(NAME, torch.tensor([row]))[0, [begin + column for column in kept]]
+            assert logits[b].shape == exact.shape
+            assert largest(logits[b] - exact) <= FACTOR * eager_loss()
+        self.check_positions()
+
     def rollback(self, row: int, position: int) -> None:
         """Takes a row back."""
         del self.tokens[row][position:]

@@ -37,7 +37,8 @@ def example(name: str, batch: int, steps: int, slots: int) -> tuple[torch.Tensor
     shape = (spec.n_layer, batch, spec.n_kv_head, slots, spec.head_dim)
     position = torch.randint(min(slots, MAX_SEQ_LEN - steps) + 1, (batch,), generator=generator)
     keys, values = (torch.randn(shape, generator=generator) for _ in range(2))
-    return ids[:, 1:], ids[:, :1], keys, values, position
+    kept = torch.randint(steps, (1 if steps == 1 else batch + 2,), generator=generator)  # more than steps, or fewer
+    return ids[:, 1:], ids[:, :1], keys, values, position, kept
 
 
 @pytest.mark.parametrize(("batch", "steps", "slots"), SHAPES)
@@ -59,8 +60,11 @@ def test_programs_equal_the_module(batch: int, steps: int, slots: int) -> None:
 def test_dimensions_are_open_within_the_contract(name: str) -> None:
     captured = captured_of(name)
     ranges = sorted((int(r.lower), r.upper) for r in captured.programs()["prefill"].range_constraints.values())
-    assert [low for low, _ in ranges] == [0, 1, 1]  # slots; batch and steps
-    assert sorted(int(high) for low, high in ranges if high < 10**6) == [MAX_SEQ_LEN, MAX_SEQ_LEN]  # batch has no limit
+    assert [low for low, _ in ranges] == [0, 1, 1, 1]  # slots; batch, steps and kept logits
+    assert sorted(int(high) for low, high in ranges if high < 10**6) == [
+        MAX_SEQ_LEN,
+        MAX_SEQ_LEN,
+    ]  # the others have no limit
     assert len(captured.programs()["decode"].range_constraints) == 2  # batch and slots
     assert len(captured.full.range_constraints) == 2
     nodes = captured.programs()["prefill"].graph.nodes
@@ -106,8 +110,8 @@ def testsizes_for_examples_are_no_size_of_the_model(name: str) -> None:
 def test_contract_names_what_the_program_takes() -> None:
     captured = captured_of(SMEAR)
     contract = describe_contract(captured)
-    args = cached_example(ExportableGPTWithCache(model_of(SMEAR), MAX_SEQ_LEN), 3, 7, 11)
-    sizes = {"B": 3, "T": 7, "S": 11}
+    args = cached_example(ExportableGPTWithCache(model_of(SMEAR), MAX_SEQ_LEN), 3, 7, 11, 5)
+    sizes = {"B": 3, "T": 7, "S": 11, "R": 5}
     assert list(contract["prefill"]["inputs"]) == list(CACHED_INPUTS)
     for tensor, described in zip(args, contract["prefill"]["inputs"].values(), strict=True):
         assert list(tensor.shape) == [sizes.get(size, size) for size in described["shape"]]

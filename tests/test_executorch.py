@@ -107,7 +107,8 @@ split = ids.shape[1] - 3
 cache = [torch.zeros(1, heads, ids.shape[1], width) for _ in range(2 * layers)]
 def step(method, begin, end):
     before = ids[:, max(begin - 1, 0) : max(begin, 1)]
-    logits, *new = method.execute([ids[:, begin:end].contiguous(), before.contiguous(), torch.tensor([begin]), *cache])
+    rows = ids[:, begin:end].contiguous(), before.contiguous(), torch.tensor([begin])
+    logits, *new = method.execute([*rows, torch.arange(end - begin), *cache])
     for layer in range(layers):
         for kind in (0, 1):
             cache[2 * layer + kind][:, :, begin:end] = new[kind][layer]

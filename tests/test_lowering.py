@@ -96,7 +96,7 @@ def test_what_a_bundle_holds(request_to: LowerRequest, use_target: Callable[[Stu
     (result,) = lower(request_to, Silent())
     manifest = json.loads((result.bundle / "manifest.json").read_text())
     assert manifest == result.manifest
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert manifest["max_seq_len"] == 64
     assert manifest["verification"] is None
     assert manifest["model"]["generation"] == "lambdas"
@@ -337,7 +337,7 @@ def small_bundle(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "a.so").write_bytes(b"code")
     manifest = {
-        "schema_version": 1, "target": "aoti", "dtype": "float32", "model": {}, "max_seq_len": 4, "checkpoint": {},
+        "schema_version": 2, "target": "aoti", "dtype": "float32", "model": {}, "max_seq_len": 4, "checkpoint": {},
         "machine": {}, "programs": {}, "tokenizer": "t", "files": list_files(folder),
     }  # fmt: skip
     write_manifest(folder, manifest)
@@ -356,8 +356,9 @@ def test_manifest_reader_takes_a_good_one(small_bundle: Path) -> None:
         ("[]", "has no schema_version"),
         ('{"schema_version": "1"}', "has no schema_version"),
         ('{"schema_version": true}', "has no schema_version"),
-        ('{"schema_version": 2}', "has schema 2, this program reads up to 1; update nanochat_x"),
-        ('{"schema_version": 1}', "target is missing or mistyped"),
+        ('{"schema_version": 3}', "has schema 3, this program reads 2; update nanochat_x"),
+        ('{"schema_version": 1}', "has schema 1, this program reads 2; lower the model again"),
+        ('{"schema_version": 2}', "target is missing or mistyped"),
     ],
 )
 def test_manifest_reader_refuses(text: str, message: str, small_bundle: Path) -> None:

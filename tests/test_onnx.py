@@ -115,13 +115,15 @@ def test_names_and_axes(onnx_bundle: Callable[..., Path]) -> None:
         ("input_ids", ["batch", "steps"]),
         ("prev_ids", ["batch", 1]),
         ("position", ["batch"]),
+        ("logits_to_keep", ["kept"]),
         *((f"cache_{kind}_{layer}", cache_shape) for layer in range(layers) for kind in "kv"),
     ]
-    logits = {"logits": ["batch", "steps", vocab]}
-    assert {v.name: shape_of(v) for v in cached.output} == logits | {"new_k": new_shape, "new_v": new_shape}
+    assert {v.name: shape_of(v) for v in cached.output} == {
+        "logits": ["batch", "kept", vocab],
+    } | {"new_k": new_shape, "new_v": new_shape}
     full = check_graph(bundle / "full.onnx", DEFAULT_OPSET).graph
     assert {value.name: shape_of(value) for value in full.input} == {"input_ids": ["batch", "steps"]}
-    assert {value.name: shape_of(value) for value in full.output} == logits
+    assert {value.name: shape_of(value) for value in full.output} == {"logits": ["batch", "steps", vocab]}
 
 
 def test_the_manifest_tells_the_names(onnx_bundle: Callable[..., Path]) -> None:

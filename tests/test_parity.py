@@ -270,7 +270,7 @@ def test_what_eager_loses_is_not_left_to_a_few_tokens() -> None:
 
 def outcome_of(got: Tensor, eager: Tensor, exact: Tensor, calls: tuple[int, ...]) -> Outcome:
     """The outcome of one row."""
-    return judge(Example(True, (len(exact),)), (Row(got, eager, exact, calls),))
+    return judge(Example(True, (len(exact),)), (Row(got, eager, exact, tuple(range(len(exact))), calls),))
 
 
 def test_statistics() -> None:

@@ -52,6 +52,12 @@ class SessionMachine(RuleBasedStateMachine):
         if self.room():
             self.mirror.append(min(length, self.room()))
 
+    @rule(length=st.integers(1, 20) | st.sampled_from([64, 129, 200]))
+    def prefill_for_the_last(self, length: int) -> None:
+        """A prompt, of which one wants what comes behind it."""
+        if self.room():
+            self.mirror.append_last(min(length, self.room()))
+
     @precondition(lambda self: self.room() > 0)
     @rule(steps=st.integers(1, 4))
     def decode(self, steps: int) -> None:

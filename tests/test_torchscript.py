@@ -91,10 +91,11 @@ def test_any_shape(name: str, dtype: str, script_bundle: Callable[..., Path]) ->
         new = [torch.randint(model.spec.vocab_size, (batch, n), generator=generator) for n in (steps, 1)]
         caches = [torch.randn(t.shape, generator=generator).to(t.dtype) for t in eager.empty_cache(batch, slots)]
         position = torch.randint(slots + 1, (batch,), generator=generator)
+        kept = torch.randint(steps, (1 if steps == 1 else 5,), generator=generator)
         with torch.inference_mode():
-            wanted = eager(*new, *caches, position)
+            wanted = eager(*new, *caches, position, kept)
             for method in ["prefill", "decode"][: 2 if steps == 1 else 1]:
-                got = getattr(module, method)(*new, *caches, position)
+                got = getattr(module, method)(*new, *caches, position, kept)
                 assert [t.dtype for t in got] == [torch.float32, getattr(torch, dtype), getattr(torch, dtype)]
                 for ours, theirs in zip(got, wanted, strict=True):
                     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -290,7 +291,7 @@ def test_a_missing_method(copied: Path, tmp_path: Path) -> None:
 def test_outputs_of_another_shape(copied: Path, tmp_path: Path) -> None:
     module = script_module({"full": exported(torch.tanh)})
     for name in ("prefill", "decode"):
-        arguments = ", ".join(f"{name}: Tensor" for name in ("input_ids", "prev_ids", "k", "v", "position"))
+        arguments = ", ".join(f"{name}: Tensor" for name in ("input_ids", "prev_ids", "k", "v", "position", "kept"))
         module.define(f"def {name}(self, {arguments}) -> Tensor:\n    return k\n")
     torchscript.save(module, tmp_path / "other.pt")
     replace_file(copied, "model.pt", (tmp_path / "other.pt").read_bytes())

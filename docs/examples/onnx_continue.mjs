@@ -12,7 +12,8 @@ const int64 = (ids, dims) => new ort.Tensor('int64', BigInt64Array.from(ids, Big
 let [ids, previous, position, answer] = [prompt, 0, 0, []];
 while (answer.length < count) {
   const { logits, ...added } = await session.run({
-    input_ids: int64(ids, [1, ids.length]), prev_ids: int64([previous], [1, 1]), position: int64([position], [1]), ...cache });
+    input_ids: int64(ids, [1, ids.length]), prev_ids: int64([previous], [1, 1]), position: int64([position], [1]),
+    logits_to_keep: int64([ids.length - 1], [1]), ...cache });
   for (const kind of ['k', 'v'])
     for (let row = 0, size = ids.length * width; row < (inputs.length / 2) * heads; row++) {
       const past = cache[`cache_${kind}_${Math.floor(row / heads)}`].data;

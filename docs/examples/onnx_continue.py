@@ -15,6 +15,7 @@ ids, previous, position = prompt, 0, 0
 answer: list[int] = []
 while len(answer) < count:
     feeds = {"input_ids": np.array([ids]), "prev_ids": np.array([[previous]]), "position": np.array([position])}
+    feeds["logits_to_keep"] = np.array([len(ids) - 1])
     logits, new_k, new_v = session.run(None, {**feeds, **cache})
     for layer, (k, v) in enumerate(zip(new_k, new_v, strict=True)):
         cache[f"cache_k_{layer}"][:, :, position : position + len(ids)] = k

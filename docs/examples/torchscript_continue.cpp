@@ -17,8 +17,9 @@ int main(int argc, char** argv) {
   const at::Tensor cache_k = cache->elements()[0].toTensor(), cache_v = cache->elements()[1].toTensor();
   for (int64_t previous = 0, position = 0, done = 0; done < count; ++done) {
     const auto length = static_cast<int64_t>(ids.size());
-    const auto out = model.get_method("prefill")(
-        {torch::tensor(ids).unsqueeze(0), torch::full({1, 1}, previous), cache_k, cache_v, torch::full({1}, position)});
+    const auto out =
+        model.get_method("prefill")({torch::tensor(ids).unsqueeze(0), torch::full({1, 1}, previous), cache_k, cache_v,
+                                     torch::full({1}, position), torch::full({1}, length - 1)});
     const auto& tensors = out.toTupleRef().elements();
     cache_k.narrow(3, position, length).copy_(tensors[1].toTensor());
     cache_v.narrow(3, position, length).copy_(tensors[2].toTensor());

@@ -14,7 +14,9 @@ answer: list[int] = []
 with torch.inference_mode(), torch.jit.optimized_execution(False):
     while len(answer) < count:
         new = torch.tensor([ids]), torch.tensor([[previous]])
-        logits, new_k, new_v = model.prefill(*new, cache_k, cache_v, torch.tensor([position]))
+        logits, new_k, new_v = model.prefill(
+            *new, cache_k, cache_v, torch.tensor([position]), torch.tensor([len(ids) - 1])
+        )
         cache_k[:, :, :, position : position + len(ids)] = new_k
         cache_v[:, :, :, position : position + len(ids)] = new_v
         previous, position = ids[-1], position + len(ids)

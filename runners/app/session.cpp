@@ -84,10 +84,9 @@ class Server {
       session_.emplace(model_.new_session(request.at("rows")));
     } else if (op == "append") {
       const Ids ids = read_ids(request);
-      answer.logits =
-          request.contains("counts")
-              ? session().append_ragged(ids.values, ids.length, request.at("counts").get<std::vector<TokenId>>())
-              : session().append(ids.values, ids.length);
+      const std::vector<std::int64_t> all(static_cast<std::size_t>(ids.rows), ids.length);
+      answer.logits = session().append_ragged(ids.values, ids.length, request.value("counts", all),
+                                              request.value("logits_to_keep", std::vector<std::int64_t>{}));
     } else if (op == "rollback") {
       session().rollback(request.at("row"), request.at("position"));
     } else if (op == "select") {

@@ -252,18 +252,26 @@ class ExecuTorchBackend final : public Backend {
   Logits step(const Step& step, Cache& cache) override {
     auto& host = static_cast<HostCache&>(cache);
     float* data = nullptr;
-    Logits logits = new_logits(step.batch, step.length, bundle_.manifest().vocab_size, data);
+    Logits logits = new_logits(step.batch, std::ssize(step.logits_to_keep), bundle_.manifest().vocab_size, data);
     if (step.length == 1) {
       for (std::int64_t b = 0; b < step.batch; b += max_batch_) {
-        const Part part{.first_row = b, .rows = std::min(max_batch_, step.batch - b), .begin = 0, .steps = 1};
+        const Part part{
+            .first_row = b, .rows = std::min(max_batch_, step.batch - b), .begin = 0, .steps = 1, .kept = {0}};
         run_part("decode", step, part, host, data + b * logits.vocab);
       }
       return logits;
     }
+    std::vector<float> unwanted(static_cast<std::size_t>(logits.vocab));
     for (std::int64_t b = 0; b < step.batch; ++b) {
       for (std::int64_t t = 0; t < step.length; t += max_steps_) {
-        const Part part{.first_row = b, .rows = 1, .begin = t, .steps = std::min(max_steps_, step.length - t)};
-        run_part("prefill", step, part, host, data + (b * step.length + t) * logits.vocab);
+        Part part{.first_row = b, .rows = 1, .begin = t, .steps = std::min(max_steps_, step.length - t), .kept = {}};
+        for (const std::int64_t column : step.logits_to_keep) {
+          if (column >= t && column < t + part.steps) part.kept.push_back(column - t);
+        }
+        const auto kept = std::ssize(part.kept);
+        if (kept == 0) part.kept.push_back(0);  // a program computes one at least
+        run_part("prefill", step, part, host, kept > 0 ? data : unwanted.data());
+        data += kept * logits.vocab;
       }
     }
     return logits;
@@ -274,9 +282,11 @@ class ExecuTorchBackend final : public Backend {
   }
 
  private:
-  /// What one call computes of a step: consecutive rows, of each the tokens begin to begin + steps.
+  /// What one call computes of a step: consecutive rows, of each the tokens begin to begin + steps, and logits of those
+  /// that `kept` counts from `begin` on.
   struct Part {
     std::int64_t first_row, rows, begin, steps;
+    std::vector<std::int64_t> kept;
   };
 
   std::int64_t limit(const std::string& name) const {
@@ -312,14 +322,15 @@ class ExecuTorchBackend final : public Backend {
 
     std::vector<ext::TensorPtr> inputs = {borrow(ids, {part.rows, part.steps}, ScalarType::Long),
                                           borrow(previous, {part.rows, 1}, ScalarType::Long),
-                                          borrow(position.data(), {part.rows}, ScalarType::Long)};
+                                          borrow(position.data(), {part.rows}, ScalarType::Long),
+                                          borrow(part.kept.data(), {std::ssize(part.kept)}, ScalarType::Long)};
     add_cache(inputs, part, position, cache);
     const std::vector<std::int64_t> added = {m.n_layer, part.rows, m.n_kv_head, part.steps, m.head_dim};
     const auto bytes = static_cast<std::size_t>(m.n_layer * part.rows * m.n_kv_head * part.steps * m.head_dim) *
                        (type_ == ScalarType::Float ? 4 : 2);
     new_keys_.resize(std::max(new_keys_.size(), bytes));
     new_values_.resize(std::max(new_values_.size(), bytes));
-    method(role).run(inputs, {{logits, ScalarType::Float, {part.rows, part.steps, m.vocab_size}},
+    method(role).run(inputs, {{logits, ScalarType::Float, {part.rows, std::ssize(part.kept), m.vocab_size}},
                               {new_keys_.data(), type_, added},
                               {new_values_.data(), type_, added}});
     cache.append_rows(new_keys_.data(), new_values_.data(), part.first_row, position, part.steps);
@@ -360,7 +371,7 @@ class ExecuTorchBackend final : public Backend {
     const std::vector<std::int64_t> logits = {rows, steps, m.vocab_size};
     if (role == "full") return loaded.check_signature({{1, steps}}, {logits});
     const std::vector<std::int64_t> layer = {rows, m.n_kv_head, -m.max_seq_len, m.head_dim};
-    std::vector<std::vector<std::int64_t>> inputs = {{rows, steps}, {rows, 1}, {rows}};
+    std::vector<std::vector<std::int64_t>> inputs = {{rows, steps}, {rows, 1}, {rows}, {steps}};
     inputs.insert(inputs.end(), static_cast<std::size_t>(2 * m.n_layer), layer);
     const std::vector<std::int64_t> added = {m.n_layer, rows, m.n_kv_head, steps, m.head_dim};
     loaded.check_signature(inputs, {logits, added, added});

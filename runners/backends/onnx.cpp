@@ -142,11 +142,12 @@ class OnnxBackend final : public Backend {
     const Shape shape = {step.batch, m.n_kv_head, empty ? 0 : host.capacity(), m.head_dim};
     std::size_t bytes = element_size();
     for (const std::int64_t size : shape) bytes *= static_cast<std::size_t>(size);
-    std::vector<const char*> names = {"input_ids", "prev_ids", "position"};
+    std::vector<const char*> names = {"input_ids", "prev_ids", "position", "logits_to_keep"};
     std::vector<Ort::Value> inputs;
     inputs.push_back(borrow_ids(step.input_ids, {step.batch, step.length}));
     inputs.push_back(borrow_ids(step.prev_ids, {step.batch, 1}));
     inputs.push_back(borrow_ids(step.position, {step.batch}));
+    inputs.push_back(borrow_ids(step.logits_to_keep, {std::ssize(step.logits_to_keep)}));
     for (std::size_t layer = 0; layer < cache_names_.size(); ++layer) {
       names.push_back(cache_names_[layer].first.c_str());
       inputs.push_back(borrow(std::span(host.keys() + layer * bytes, bytes), shape, type_));
@@ -155,7 +156,7 @@ class OnnxBackend final : public Backend {
     }
     auto outputs = run(role, names, inputs, {"logits", "new_k", "new_v"});
     const Shape added = {m.n_layer, step.batch, m.n_kv_head, step.length, m.head_dim};
-    check_logits(outputs[0], role, step.batch, step.length);
+    check_logits(outputs[0], role, step.batch, std::ssize(step.logits_to_keep));
     check_output(outputs[1], role, "new_k", type_, added);
     check_output(outputs[2], role, "new_v", type_, added);
     host.append(static_cast<const std::byte*>(outputs[1].GetTensorRawData()),

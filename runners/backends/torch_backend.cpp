@@ -100,10 +100,11 @@ Logits TorchBackend::run_cached(const std::string& role, const Step& step, Cache
   const auto outputs = run(role,
                            {borrow(step.input_ids.data(), {step.batch, step.length}, at::kLong),
                             borrow(step.prev_ids.data(), {step.batch, 1}, at::kLong), borrow(host.keys(), shape, type),
-                            borrow(host.values(), shape, type), borrow(step.position.data(), {step.batch}, at::kLong)},
+                            borrow(host.values(), shape, type), borrow(step.position.data(), {step.batch}, at::kLong),
+                            borrow(step.logits_to_keep.data(), {std::ssize(step.logits_to_keep)}, at::kLong)},
                            3);
   const std::vector<std::int64_t> added = {m.n_layer, step.batch, m.n_kv_head, step.length, m.head_dim};
-  at::Tensor logits = checked_logits(outputs[0], role, step.batch, step.length);
+  at::Tensor logits = checked_logits(outputs[0], role, step.batch, std::ssize(step.logits_to_keep));
   const at::Tensor keys = checked(outputs[1], role, "new_k", type, added);
   const at::Tensor values = checked(outputs[2], role, "new_v", type, added);
   host.append(static_cast<const std::byte*>(keys.const_data_ptr()),

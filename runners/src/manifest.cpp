@@ -29,7 +29,10 @@ void check_schema_version(const ObjectReader& manifest, const std::string& where
     throw Error(where + ": has schema version " + version.dump() + ", but this runner reads schema " +
                 std::to_string(kSchemaVersion) + "; update nanochat_x");
   }
-  if (version.get<std::int64_t>() < 1) manifest.fail("schema_version", "is " + version.dump() + ", not 1 or more");
+  if (version.get<std::int64_t>() != kSchemaVersion) {
+    manifest.fail("schema_version",
+                  "is " + version.dump() + ", and this runner reads " + std::to_string(kSchemaVersion));
+  }
 }
 
 std::string one_of(const ObjectReader& object, const std::string& key, std::initializer_list<const char*> choices) {

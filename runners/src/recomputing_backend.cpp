@@ -58,18 +58,21 @@ Logits RecomputingBackend::step(const Step& step, Cache& cache) {
     std::ranges::copy(tokens.row(b, position + step.length), ids.begin() + b * total);
   }
   Logits all = backend_->forward(ids, step.batch, total);
-  if (step.batch == 1) {
-    all.data = all.data.last(index(step.length * vocab_size_));
-    all.length = step.length;
+  const auto kept = std::ssize(step.logits_to_keep);
+  if (step.batch == 1 && kept == step.length) {
+    all.data = all.data.last(index(kept * vocab_size_));
+    all.length = kept;
     return all;
   }
   const auto wanted = std::make_shared<std::vector<float>>();
-  wanted->reserve(index(step.batch * step.length * vocab_size_));
+  wanted->reserve(index(step.batch * kept * vocab_size_));
   for (std::int64_t b = 0; b < step.batch; ++b) {
-    const auto from = all.data.begin() + (b * total + step.position[index(b)]) * vocab_size_;
-    wanted->insert(wanted->end(), from, from + step.length * vocab_size_);
+    for (const std::int64_t column : step.logits_to_keep) {
+      const auto row = all.at(b, step.position[index(b)] + column);
+      wanted->insert(wanted->end(), row.begin(), row.end());
+    }
   }
-  return {.data = *wanted, .batch = step.batch, .length = step.length, .vocab = vocab_size_, .owner = wanted};
+  return {.data = *wanted, .batch = step.batch, .length = kept, .vocab = vocab_size_, .owner = wanted};
 }
 
 std::unique_ptr<Cache> RecomputingBackend::new_cache(std::int64_t rows, std::int64_t capacity) {

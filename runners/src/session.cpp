@@ -24,15 +24,16 @@ void check_rows(std::int64_t rows) {
   }
 }
 
-// Logits `[rows, 1, vocab]` of the last position alone.
-Logits last_position(const Logits& logits) {
-  auto last = std::make_shared<std::vector<float>>();
-  last->reserve(index(logits.batch * logits.vocab));
-  for (std::int64_t b = 0; b < logits.batch; ++b) {
-    const auto row = logits.at(b, logits.length - 1);
-    last->insert(last->end(), row.begin(), row.end());
+// Columns of a step of `length` tokens, each one once and in order.
+void check_kept(std::span<const std::int64_t> columns, std::int64_t length) {
+  std::int64_t least = 0;
+  for (const std::int64_t column : columns) {
+    if (column < least || column >= length) {
+      throw Error("logits_to_keep must be ascending columns from 0 to " + std::to_string(length - 1) + "; got " +
+                  std::to_string(column));
+    }
+    least = column + 1;
   }
-  return {.data = *last, .batch = logits.batch, .length = 1, .vocab = logits.vocab, .owner = last};
 }
 
 }  // namespace
@@ -96,13 +97,19 @@ void Session::grow(std::int64_t needed) {
   cache_ = cache_->copy(same, longest(), wanted);
 }
 
-Logits Session::run(std::span<const std::int64_t> ids, std::int64_t length) {
+Logits Session::run(std::span<const std::int64_t> ids, std::int64_t length,
+                    std::span<const std::int64_t> logits_to_keep) {
   std::vector<std::int64_t> previous, position;
   for (const auto& row : tokens_) {
     previous.push_back(row.empty() ? 0 : row.back());
     position.push_back(std::ssize(row));
   }
-  const Step step{.input_ids = ids, .prev_ids = previous, .position = position, .batch = rows(), .length = length};
+  const Step step{.input_ids = ids,
+                  .prev_ids = previous,
+                  .position = position,
+                  .logits_to_keep = logits_to_keep,
+                  .batch = rows(),
+                  .length = length};
   failed_ = true;  // until the step is through
   Logits logits = backend_->step(step, *cache_);
   failed_ = false;
@@ -114,8 +121,14 @@ Logits Session::append(std::span<const std::int64_t> ids, std::int64_t length) {
   return append_ragged(ids, length, counts);
 }
 
+Logits Session::append_last(std::span<const std::int64_t> ids, std::int64_t length) {
+  const std::vector<std::int64_t> counts(tokens_.size(), length);
+  const std::int64_t last = length - 1;
+  return append_ragged(ids, length, counts, {&last, 1});
+}
+
 Logits Session::append_ragged(std::span<const std::int64_t> ids, std::int64_t length,
-                              std::span<const std::int64_t> counts) {
+                              std::span<const std::int64_t> counts, std::span<const std::int64_t> logits_to_keep) {
   check_usable();
   check_shape(ids, length);
   if (std::ssize(counts) != rows()) {
@@ -127,12 +140,18 @@ Logits Session::append_ragged(std::span<const std::int64_t> ids, std::int64_t le
     }
   }
   check_ids(ids, length, counts);
+  check_kept(logits_to_keep, length);
   std::vector<std::int64_t> padded(ids.size(), 0);  // padding has to be valid ids
   for (std::int64_t b = 0; b < rows(); ++b) {
     std::ranges::copy(ids.subspan(index(b * length), index(counts[index(b)])), padded.begin() + b * length);
   }
   grow(longest() + length);
-  Logits logits = run(padded, length);
+  std::vector<std::int64_t> kept(logits_to_keep.begin(), logits_to_keep.end());
+  if (kept.empty()) {
+    kept.resize(index(length));
+    std::iota(kept.begin(), kept.end(), std::int64_t{0});
+  }
+  Logits logits = run(padded, length, kept);
   for (std::int64_t b = 0; b < rows(); ++b) {
     const auto row = ids.subspan(index(b * length), index(counts[index(b)]));
     tokens_[index(b)].insert(tokens_[index(b)].end(), row.begin(), row.end());
@@ -155,10 +174,9 @@ Logits Session::prefill(std::span<const std::int64_t> ids, std::int64_t length, 
       const auto part = ids.subspan(index(b * length + begin), index(size));
       piece.insert(piece.end(), part.begin(), part.end());
     }
-    logits = {};  // the last piece's memory first
-    logits = append(piece, size);
+    logits = append_last(piece, size);
   }
-  return last_position(logits);
+  return logits;
 }
 
 void Session::rollback(std::int64_t row, std::int64_t position) {

@@ -110,6 +110,9 @@ Logits FakeBackend::step(const Step& step, Cache& cache) {
   promise(cache.rows() == step.batch && step.length >= 1, "batch and length");
   promise(std::ssize(step.input_ids) == step.batch * step.length, "shape of input_ids");
   promise(std::ssize(step.prev_ids) == step.batch && std::ssize(step.position) == step.batch, "shape of prev_ids");
+  promise(!step.logits_to_keep.empty() && std::ranges::is_sorted(step.logits_to_keep) &&
+              step.logits_to_keep.front() >= 0 && step.logits_to_keep.back() < step.length,
+          "logits_to_keep");
   for (const std::int64_t id : step.input_ids) promise(id >= 0 && id < model_.vocab_size, "input_ids in range");
   std::vector<float> values;
   for (std::int64_t b = 0; b < step.batch; ++b) {
@@ -123,11 +126,12 @@ Logits FakeBackend::step(const Step& step, Cache& cache) {
       const std::int64_t id = step.input_ids[static_cast<std::size_t>(b * step.length + t)];
       row[static_cast<std::size_t>(position)] = {id, previous, position};
       previous = id;
+      if (!std::ranges::binary_search(step.logits_to_keep, t)) continue;
       const auto logits = logits_after(std::span(row).first(static_cast<std::size_t>(position + 1)));
       values.insert(values.end(), logits.begin(), logits.end());
     }
   }
-  return make_logits(std::move(values), step.batch, step.length, model_.vocab_size);
+  return make_logits(std::move(values), step.batch, std::ssize(step.logits_to_keep), model_.vocab_size);
 }
 
 std::unique_ptr<Cache> FakeBackend::new_cache(std::int64_t rows, std::int64_t capacity) {

@@ -51,10 +51,18 @@ TEST_CASE("the toy model tells a wrong token, place, or token before") {
     auto cache = f.backend.new_cache(1, 10);
     const Ids first = {1, 2, 3};
     const Ids zero = {0};
-    f.backend.step({.input_ids = first, .prev_ids = zero, .position = zero, .batch = 1, .length = 3}, *cache);
-    return values(
-        f.backend.step({.input_ids = ids, .prev_ids = previous, .position = position, .batch = 1, .length = 1}, *cache)
-            .data);
+    f.backend.step(
+        {.input_ids = first, .prev_ids = zero, .position = zero, .logits_to_keep = zero, .batch = 1, .length = 3},
+        *cache);
+    return values(f.backend
+                      .step({.input_ids = ids,
+                             .prev_ids = previous,
+                             .position = position,
+                             .logits_to_keep = zero,
+                             .batch = 1,
+                             .length = 1},
+                            *cache)
+                      .data);
   };
   const auto right = truth(f.backend, {1, 2, 3, 4});
   CHECK(run({4}, {3}, {3}) == right);
@@ -193,6 +201,25 @@ TEST_CASE("prefill in pieces gives the last position's logits") {
   }
 }
 
+TEST_CASE("logits of chosen columns alone") {
+  Fixture f;
+  const Ids ids = random_ids(10, 7);
+  for (const Ids& kept : std::vector<Ids>{{0}, {4}, {1, 3}, {0, 1, 2, 3, 4}}) {
+    Session session(f.backend, f.manifest, 2);
+    const Logits logits = session.append_ragged(ids, 5, Ids{5, 5}, kept);
+    CHECK(logits.length == std::ssize(kept));
+    for (std::int64_t b = 0; b < 2; ++b) {
+      for (std::size_t i = 0; i < kept.size(); ++i) {
+        const auto begin = ids.begin() + 5 * b;
+        CHECK(values(logits.at(b, static_cast<std::int64_t>(i))) == truth(f.backend, Ids(begin, begin + kept[i] + 1)));
+      }
+    }
+    CHECK(session.position(1) == 5);
+  }
+  Session session(f.backend, f.manifest, 1);
+  CHECK(values(session.append_last(Ids{1, 2, 3}, 3).data) == truth(f.backend, {1, 2, 3}));
+}
+
 TEST_CASE("reserve, reset") {
   Fixture f;
   Session session(f.backend, f.manifest, 1);
@@ -223,6 +250,9 @@ TEST_CASE("a call that cannot be meant changes nothing") {
   refused([&] { session.append_ragged(Ids{1, 2, 3, 4}, 2, Ids{0, 1}); }, "count");
   refused([&] { session.append_ragged(Ids{1, 2, 3, 4}, 2, Ids{3, 1}); }, "count");
   refused([&] { session.append_ragged(Ids{1, 2, 3, 4}, 2, Ids{1}); }, "counts");
+  for (const Ids& kept : std::vector<Ids>{{2}, {-1}, {1, 0}, {1, 1}}) {
+    refused([&] { session.append_ragged(Ids{1, 2, 3, 4}, 2, Ids{2, 2}, kept); }, "ascending columns from 0 to 1");
+  }
   refused([&] { session.prefill(Ids{1, 2, 3, 77}, 2, 1); }, "token id 77 at [1, 1]");
   refused([&] { session.prefill(Ids{1, 2}, 1, 0); }, "chunk");
   refused([&] { session.rollback(0, 2); }, "rolled back");

@@ -9,7 +9,8 @@
 
 namespace nanochat_x {
 
-/// Float32 logits `[batch, length, vocab]`, row-major. `owner` keeps alive what `data` points to.
+/// Float32 logits `[batch, length, vocab]` of `length` positions a row, row-major. `owner` keeps alive what `data`
+/// points to.
 struct Logits {
   std::span<const float> data;
   std::int64_t batch = 0, length = 0, vocab = 0;
@@ -35,20 +36,22 @@ class Cache {
 
 /// One call of a cached program: T tokens for each of B rows.
 struct Step {
-  std::span<const std::int64_t> input_ids;  ///< [B, T]
-  std::span<const std::int64_t> prev_ids;   ///< [B]: the token before input_ids[:, 0]; ignored at position 0
-  std::span<const std::int64_t> position;   ///< [B]: tokens already in each row's cache
-  std::int64_t batch = 0, length = 0;       ///< B, T
+  std::span<const std::int64_t> input_ids;       ///< [B, T]
+  std::span<const std::int64_t> prev_ids;        ///< [B]: the token before input_ids[:, 0]; ignored at position 0
+  std::span<const std::int64_t> position;        ///< [B]: tokens already in each row's cache
+  std::span<const std::int64_t> logits_to_keep;  ///< [R]: the columns of input_ids whose logits are wanted, ascending
+  std::int64_t batch = 0, length = 0;            ///< B, T
 };
 
 /// What a target must do; everything else is the engine's. Arguments have been checked by the caller
-/// (ids in range, 1 <= T, position + T <= capacity <= max_seq_len).
+/// (ids in range, 1 <= T, 1 <= R <= T, position + T <= capacity <= max_seq_len).
 class Backend {
  public:
   virtual ~Backend() = default;
   /// Logits of whole sequences `[B, T]` through the program without a cache.
   virtual Logits forward(std::span<const std::int64_t> ids, std::int64_t batch, std::int64_t length) = 0;
-  /// Runs a cached program and appends the new keys and values to `cache` (at position[b] of row b).
+  /// Runs a cached program and appends the new keys and values to `cache` (at position[b] of row b). Returns logits
+  /// `[B, R, vocab]`.
   virtual Logits step(const Step& step, Cache& cache) = 0;
   virtual std::unique_ptr<Cache> new_cache(std::int64_t rows, std::int64_t capacity) = 0;
 };

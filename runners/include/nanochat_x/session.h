@@ -27,8 +27,12 @@ class Session {
   /// Feeds `length` tokens to every row, `ids` is `[rows, length]`. Returns logits `[rows, length, vocab]`.
   Logits append(std::span<const std::int64_t> ids, std::int64_t length);
   /// Feeds counts[b] <= length tokens of row b (1 <= counts[b]); the rest of the row is padding of any value, and the
-  /// logits there mean nothing. Padding takes room too: `length` more positions must fit in every row.
-  Logits append_ragged(std::span<const std::int64_t> ids, std::int64_t length, std::span<const std::int64_t> counts);
+  /// logits there mean nothing. Padding takes room too: `length` more positions must fit in every row. Logits are those
+  /// of the columns `logits_to_keep` alone, ascending; if there are none, of all `length`.
+  Logits append_ragged(std::span<const std::int64_t> ids, std::int64_t length, std::span<const std::int64_t> counts,
+                       std::span<const std::int64_t> logits_to_keep = {});
+  /// As `append`, with logits of the last position alone `[rows, 1, vocab]`: the others are not computed.
+  Logits append_last(std::span<const std::int64_t> ids, std::int64_t length);
   /// Feeds a long sequence in pieces of at most `chunk`; returns logits of the last position alone `[rows, 1, vocab]`.
   Logits prefill(std::span<const std::int64_t> ids, std::int64_t length, std::int64_t chunk = 256);
 
@@ -48,7 +52,7 @@ class Session {
   void check_ids(std::span<const std::int64_t> ids, std::int64_t length, std::span<const std::int64_t> counts) const;
   void grow(std::int64_t needed);
   const std::vector<std::int64_t>& row_tokens(std::int64_t row) const;
-  Logits run(std::span<const std::int64_t> ids, std::int64_t length);
+  Logits run(std::span<const std::int64_t> ids, std::int64_t length, std::span<const std::int64_t> logits_to_keep);
 
   Backend* backend_;
   std::int64_t max_seq_len_, vocab_size_;
