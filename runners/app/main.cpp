@@ -37,8 +37,8 @@ std::string usage_error(const CLI::App& app, const CLI::ParseError& error, int a
     return std::string(error.what()) + " (see " + program_name() + " " + first + " --help)";
   }
   const std::string what = first.empty() || first.starts_with('-') ? error.what() : "there is no verb '" + first + "'";
-  return what + "; the verbs are chat, generate, forward, eval, bench, tokenize, info and session (see " + program_name() +
-         " --help)";
+  return what + "; the verbs are chat, generate, forward, eval, bench, tokenize, info and session (see " +
+         program_name() + " --help)";
 }
 
 int run(int argc, char** argv) {
