@@ -30,7 +30,7 @@ PACKAGES_DONE := $(VENV)/.nanochat_x-packages
 LOWERING := $(filter-out %/cli.py %/cli_run.py %/console.py %/runner.py %/build.py %/inspection.py \
   %/initialize.py %/cli_verify.py %/certificate.py %/parity.py %/parity_examples.py %/parity_page.py \
   %/parity_report.py %/parity_statistics.py %/session.py %/machine.py %/cli_options.py %/cli_reports.py \
-  %/buildable.py %/comparing.py %/comparison.py %/doctor.py %/doctor_bundle.py %/pins.py, \
+  %/buildable.py %/comparing.py %/comparison.py %/cli_bench.py %/bench_plot.py %/matmul_speed.py %/doctor.py %/doctor_bundle.py %/pins.py, \
   $(wildcard nanochat_x/*.py targets/*.py)) $(shell find nanochat_x/demo -type f)
 CXX_FILES = $(shell find runners -name '*.h' -o -name '*.cpp')
 # With flock, two `make` at once do one after the other what both need; the second finds it done.
@@ -105,9 +105,9 @@ check: setup ## formatting, lint, types, and the C++ code without a warning
 types:
 	@rm -rf $(BUILD)/types && mkdir -p $(BUILD)/types/nanochat_x
 	@for f in nanochat_x/* targets runners; do ln -s ../../../$$f $(BUILD)/types/nanochat_x/; done
-	@ln -s ../../tests ../../scripts $(BUILD)/types/
+	@ln -s ../../tests ../../scripts ../../bench $(BUILD)/types/
 	cd $(BUILD)/types && $(abspath $(PY)) -m mypy --config-file ../../pyproject.toml -p nanochat_x
-	cd $(BUILD)/types && $(abspath $(PY)) -m mypy --config-file ../../pyproject.toml tests scripts
+	cd $(BUILD)/types && $(abspath $(PY)) -m mypy --config-file ../../pyproject.toml tests scripts bench
 
 format: setup ## rewrite Python and C++ sources in the project's format
 	$(PY) -m ruff format .
@@ -130,7 +130,7 @@ clean: ## take away what make made, but not the environment
 	  [ ! -e "$$stamp" ] || { name=$${stamp##*/demo-}; rm -rf "nanochat-demo-$${name%.stamp}"; }; \
 	done
 	rm -rf $(BUILD) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis nanochat_x.egg-info
-	find nanochat_x targets runners tests scripts -name __pycache__ -prune -exec rm -rf {} +
+	find nanochat_x targets runners tests scripts bench -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## the environment too
 	@if [ -e $(VENV_DONE) ]; then rm -rf $(VENV); else echo "$(VENV) is not from make: it stays"; fi

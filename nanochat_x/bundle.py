@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nanochat_x.manifest import MANIFEST, MANIFEST_HASH, sha256
+from nanochat_x.manifest import MANIFEST, MANIFEST_HASH, sha256_and_blocks
 
 WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer.json"
+
+#: Of larger files every block has a hash of its own, so that a runner checks them on all cores: one SHA-256 is computed
+#: on one. Small enough for the cores to end together, large enough for the manifest to stay small.
+BLOCK_SIZE = 1 << 24
 
 
 def list_files(folder: Path) -> list[dict[str, Any]]:
@@ -25,7 +29,11 @@ def list_files(folder: Path) -> list[dict[str, Any]]:
 
 def describe_file(folder: Path, path: Path) -> dict[str, Any]:
     """One entry of the manifest's `files`."""
-    return {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": sha256(path)}
+    entry: dict[str, Any] = {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size}
+    entry["sha256"], blocks = sha256_and_blocks(path, BLOCK_SIZE)
+    if len(blocks) > 1:
+        entry["blocks"] = {"size": BLOCK_SIZE, "sha256": blocks}
+    return entry
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

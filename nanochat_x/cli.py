@@ -17,6 +17,7 @@ import click
 
 from nanochat_x import __version__
 from nanochat_x.build import PROGRAMS, build_all, program_of
+from nanochat_x.cli_bench import bench
 from nanochat_x.cli_options import checkpoint_options
 from nanochat_x.cli_reports import compare, doctor
 from nanochat_x.cli_run import Integer, chat, evaluate, forward, generate, session
@@ -280,5 +281,5 @@ def invocation() -> str:
     return f"{shlex.quote(str(python))} -m nanochat_x"
 
 
-for _verb in (forward, generate, chat, session, verify, evaluate, compare, doctor):
+for _verb in (forward, generate, chat, session, verify, evaluate, compare, bench, doctor):
     cli.add_command(_verb)

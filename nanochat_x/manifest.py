@@ -25,6 +25,16 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sha256_and_blocks(file: Path, block_size: int) -> tuple[str, list[str]]:
+    """Lower-case hex SHA-256 of a file, and of its consecutive blocks of `block_size` bytes, the last one shorter."""
+    whole, blocks = hashlib.sha256(), []
+    with file.open("rb") as stream:
+        while block := stream.read(block_size):
+            whole.update(block)
+            blocks.append(hashlib.sha256(block).hexdigest())
+    return whole.hexdigest(), blocks
+
+
 def is_bundle(folder: Path) -> bool:
     """True if the folder has a manifest that names a schema version."""
     try:

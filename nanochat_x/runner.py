@@ -110,6 +110,27 @@ def run_passthrough(command: Sequence[str]) -> int:
         raise RunnerError(f"cannot start {command[0]}: {error.strerror}") from None
 
 
+def run_printing(command: Sequence[str], *, keep_last: bool) -> tuple[int, list[str]]:
+    """Runs the program with this terminal's standard error and prints its standard output once it has ended.
+
+    `keep_last`: not the last line. Returns the exit code (128 + the number of a signal that ended it), and all lines.
+    Ctrl-C is for the program, which says so. Raises RunnerError if it cannot be started.
+    """
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    except OSError as error:
+        raise RunnerError(f"cannot start {command[0]}: {error.strerror}") from None
+    try:
+        out, _ = process.communicate()
+    except KeyboardInterrupt:
+        process.wait()
+        out = b""
+    lines = out.decode("utf-8", "replace").splitlines()
+    for line in lines[: -1 if keep_last else None]:
+        print(line, flush=True)
+    return (process.returncode if process.returncode >= 0 else 128 - process.returncode), lines
+
+
 def failure(returncode: int, stderr: str) -> str:
     """One line for a program that failed: its own last line without the prefix, or the signal that ended it."""
     if returncode < 0:

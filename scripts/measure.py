@@ -3,8 +3,9 @@
     python scripts/measure.py --depth 12
     python scripts/measure.py --depth 12 --target onnx
 
-Makes a random checkpoint, lowers it and generates from it, each in a process of its own, in a folder that is removed
-afterwards. Times are wall clock; peak memory is the operating system's own account of the process, its compilers apart.
+Makes a random checkpoint, lowers it and lets `bench` measure it (docs/bench.md), each in a process of its own, in a
+folder that is removed afterwards. Of lowering, times are wall clock, and peak memory is the operating system's own
+account of the process, its compilers apart.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ import json
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,29 +76,19 @@ def library_bytes(program: Path) -> int:
 
 
 def measure(target: str, bundle: Path) -> dict[str, Any]:
-    """The row of one target: medians of RUNS processes, each of which reads PROMPT tokens and writes TOKENS."""
+    """The row of one target, from `bench`: RUNS rounds, each of which reads PROMPT tokens and writes TOKENS."""
     program = ensure_built(target).program
-    ids = ",".join(str(1 + i * 37 % 30000) for i in range(PROMPT))
-    command = [str(program), "generate", bundle.name, f"--prompt-ids={ids}", f"--max-tokens={TOKENS}", "--raw"]
-    command += ["--temperature=0", "--json"]
-    run(command, bundle.parent)  # the file cache is warm afterwards
-    runs = [run(command, bundle.parent) for _ in range(RUNS)]
-    # A prompt of one token: what starting costs apart from the prompt.
-    short = [run([*command[:3], "--prompt-ids=1", *command[4:]], bundle.parent) for _ in range(RUNS)]
-    timings = [json.loads(one.stdout.splitlines()[-1])["timing"] for one in runs]
-    starts = [json.loads(one.stdout.splitlines()[-1])["timing"] for one in short]
-
-    def median(values: Iterable[float], digits: int) -> float:
-        return round(statistics.median(values), digits)
-
+    options = ["--batch=1", f"--repeats={RUNS}", f"--prompt-tokens={PROMPT}", f"--decode-tokens={TOKENS}", "--json"]
+    report = json.loads(run([str(program), "bench", bundle.name, *options], bundle.parent).stdout.splitlines()[-1])
+    prefill, decode = (line["tokens_per_s"]["median"] for line in report["lines"])
     return {
         "bundle MB": tree_size(bundle) // 10**6,
         "runner and libraries MB": library_bytes(program) // 10**6,
-        "load s": median((t["load_s"] for t in starts), 2),
-        "first token s": median((t["first_token_s"] for t in starts), 2),
-        "prefill tokens/s": median((t["prompt_tokens"] / t["prefill_s"] for t in timings), 0),
-        "decode tokens/s": median((t["tokens_per_s"] for t in timings), 1),
-        "peak memory MB": max(one.peak_bytes for one in runs) // 10**6,
+        "load s": round(report["start"]["load_s"]["median"], 2),
+        "first token s": round(report["start"]["first_token_of_1_s"]["median"], 2),
+        "prefill tokens/s": round(prefill),
+        "decode tokens/s": round(decode, 1),
+        "peak memory MB": report["memory"]["peak_bytes"] // 10**6,
     }
 
 

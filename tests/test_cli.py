@@ -20,7 +20,7 @@ from nanochat_x.errors import RunnerError
 from nanochat_x.interrupts import ending_at_once
 
 VERBS = ("lower", "init", "inspect", "build-runners", "forward", "generate", "chat", "eval", "compare",
-         "doctor")  # fmt: skip
+         "bench", "doctor")  # fmt: skip
 
 
 def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

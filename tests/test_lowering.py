@@ -122,6 +122,21 @@ def test_what_a_bundle_holds(request_to: LowerRequest, use_target: Callable[[Stu
     assert "every SHA-256 right" in describe_bundle(result.bundle)
 
 
+@pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 250, 300])
+def test_large_files_have_a_hash_for_each_block(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanochat_x.bundle.BLOCK_SIZE", 100)
+    data = bytes(i % 251 for i in range(size))
+    (tmp_path / "file").write_bytes(data)
+    (entry,) = list_files(tmp_path)
+    assert (entry["path"], entry["size"], entry["sha256"]) == ("file", size, hashlib.sha256(data).hexdigest())
+    if size <= 100:
+        assert "blocks" not in entry
+    else:
+        blocks = [data[begin : begin + 100] for begin in range(0, size, 100)]
+        assert b"".join(blocks) == data
+        assert entry["blocks"] == {"size": 100, "sha256": [hashlib.sha256(block).hexdigest() for block in blocks]}
+
+
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), ParityError("wrong")]
 )

@@ -37,8 +37,8 @@ std::string usage_error(const CLI::App& app, const CLI::ParseError& error, int a
     return std::string(error.what()) + " (see " + program_name() + " " + first + " --help)";
   }
   const std::string what = first.empty() || first.starts_with('-') ? error.what() : "there is no verb '" + first + "'";
-  return what + "; the verbs are chat, generate, forward, eval, tokenize, info and session (see " + program_name() +
-         " --help)";
+  return what + "; the verbs are chat, generate, forward, eval, bench, tokenize, info and session (see " +
+         program_name() + " --help)";
 }
 
 int run(int argc, char** argv) {
@@ -53,6 +53,7 @@ int run(int argc, char** argv) {
   add_generate(app, exit_code);
   add_forward(app, exit_code);
   add_eval(app, exit_code);
+  add_bench(app, exit_code);
   add_tokenize(app, exit_code);
   add_info(app, exit_code);
   add_session(app, exit_code);

@@ -46,9 +46,10 @@ std::optional<double> as_number(const std::string& text) {
 }
 
 template <typename Integer>
-void add_integer(CLI::App& verb, const std::string& names, Integer& value, std::uint64_t low, std::uint64_t high,
-                 const char* help) {
-  verb.add_option_function<std::string>(
+CLI::Option* add_integer(CLI::App& verb, const std::string& names, Integer& value, std::uint64_t low,
+                         std::uint64_t high, const char* help) {
+  return verb
+      .add_option_function<std::string>(
           names,
           [&value, names, low, high](const std::string& text) {
             const auto given = as_integer(stripped(text), low, high);
@@ -63,7 +64,13 @@ void add_integer(CLI::App& verb, const std::string& names, Integer& value, std::
       ->default_str(std::to_string(value));
 }
 
-// What range it must be in, `validate()` of the options knows.
+}  // namespace
+
+CLI::Option* add_count(CLI::App& verb, const std::string& names, std::int64_t& value, std::int64_t least,
+                       const char* help) {
+  return add_integer(verb, names, value, static_cast<std::uint64_t>(least), kLargest, help);
+}
+
 void add_number(CLI::App& verb, const std::string& names, double& value, const char* help) {
   std::ostringstream shown;
   shown << value;
@@ -78,8 +85,6 @@ void add_number(CLI::App& verb, const std::string& names, double& value, const c
       ->type_name("FLOAT")
       ->default_str(shown.str());
 }
-
-}  // namespace
 
 void add_model_options(CLI::App& verb, ModelOptions& options) {
   verb.add_option("BUNDLE", options.bundle, "Folder that `nanochat_x lower` wrote")->required();

@@ -28,6 +28,12 @@ void add_num_samples(CLI::App& verb, GenerateOptions& options);
 /// --context; 0, the default: the bundle's own.
 void add_context(CLI::App& verb, std::int64_t& context);
 
+/// An integer from `least` on; `value` is the default, and what is given in its place.
+CLI::Option* add_count(CLI::App& verb, const std::string& names, std::int64_t& value, std::int64_t least,
+                       const char* help);
+/// A finite number; which ones make sense, its verb knows.
+void add_number(CLI::App& verb, const std::string& names, double& value, const char* help);
+
 /// "1,2,3" as integers, each at least `least` (0 or more). Throws Error naming `option`.
 std::vector<std::int64_t> parse_integers(std::string_view text, const std::string& option, std::int64_t least);
 /// Throws Error naming `what` if `text` is not UTF-8.
@@ -41,5 +47,6 @@ void add_generate(CLI::App& app, int& exit_code);
 void add_chat(CLI::App& app, int& exit_code);
 void add_info(CLI::App& app, int& exit_code);
 void add_session(CLI::App& app, int& exit_code);
+void add_bench(CLI::App& app, int& exit_code);
 
 }  // namespace nanochat_x::app

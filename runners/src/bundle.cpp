@@ -5,6 +5,7 @@
 #include <exception>
 #include <fstream>
 #include <numeric>
+#include <optional>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -94,6 +95,68 @@ std::string lower_command(const Manifest& manifest) {
   return "`python -m nanochat_x lower --target " + manifest.target + "`";
 }
 
+/// What is hashed at once: a whole file, or a block of one.
+struct Piece {
+  std::size_t file;  ///< index in the list that is checked
+  std::uint64_t offset;
+  std::optional<std::uint64_t> size;  ///< none: to the file's end, wherever that is by now
+  const std::string* sha256;
+};
+
+/// Pieces of the largest file first: small ones fit beside the last of it.
+std::vector<Piece> pieces_of(const std::vector<const BundleFile*>& files) {
+  std::vector<std::size_t> order(files.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return files[a]->size > files[b]->size; });
+  std::vector<Piece> pieces;
+  for (const std::size_t i : order) {
+    const BundleFile& file = *files[i];
+    const std::size_t count = file.block_sha256.size();
+    if (count == 0) pieces.push_back({.file = i, .offset = 0, .size = {}, .sha256 = &file.sha256});
+    for (std::size_t block = 0; block < count; ++block) {
+      Piece piece{.file = i, .offset = block * file.block_size, .size = {}, .sha256 = &file.block_sha256[block]};
+      if (block + 1 < count) piece.size = file.block_size;
+      pieces.push_back(piece);
+    }
+  }
+  return pieces;
+}
+
+/// Throws Error naming the first of `files` that is not what the manifest says.
+void check_hashes(const Bundle& bundle, const std::vector<const BundleFile*>& files) {
+  const std::vector<Piece> pieces = pieces_of(files);
+  std::vector<std::exception_ptr> failures(pieces.size());
+  std::atomic<std::size_t> next{0};
+  const auto work = [&] {
+    for (std::size_t i = next++; i < pieces.size(); i = next++) {
+      try {
+        const std::string& path = files[pieces[i].file]->path;
+        const std::string found = internal::sha256_file(bundle.path_of(path), pieces[i].offset, pieces[i].size);
+        if (found != *pieces[i].sha256) {
+          throw Error(display(bundle.folder()) + ": " + in_quotes(path) + " differs from what was lowered (SHA-256); " +
+                      kRemedy);
+        }
+      } catch (...) {
+        failures[i] = std::current_exception();
+      }
+    }
+  };
+  {
+    const std::size_t cores = std::max(1U, std::thread::hardware_concurrency());
+    std::vector<std::jthread> threads;
+    try {
+      for (std::size_t i = 1; i < std::min({pieces.size(), cores, std::size_t{8}}); ++i) threads.emplace_back(work);
+    } catch (const std::system_error&) {  // no more threads to be had: this one does what they would have done
+    }
+    work();
+  }
+  std::size_t first = pieces.size();
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    if (failures[i] && (first == pieces.size() || pieces[i].file < pieces[first].file)) first = i;
+  }
+  if (first < pieces.size()) std::rethrow_exception(failures[first]);
+}
+
 }  // namespace
 
 Bundle Bundle::open(const fs::path& folder) {
@@ -129,42 +192,12 @@ fs::path Bundle::path_of(const std::string& relative) const {
   return folder_ / internal::path_from_utf8(entry(relative).path);
 }
 
-void Bundle::verify_hash(const std::string& relative) const {
-  if (sha256_file(path_of(relative)) != entry(relative).sha256) {
-    throw Error(display(folder_) + ": " + in_quotes(relative) + " differs from what was lowered (SHA-256); " + kRemedy);
-  }
-}
+void Bundle::verify_hash(const std::string& relative) const { check_hashes(*this, {&entry(relative)}); }
 
 void Bundle::verify_hashes() const {
-  const std::vector<BundleFile>& files = manifest_.files;
-  // Largest first: the weights take the longest, the rest fits beside them.
-  std::vector<std::size_t> order(files.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return files[a].size > files[b].size; });
-
-  std::vector<std::exception_ptr> failures(files.size());
-  std::atomic<std::size_t> next{0};
-  const auto work = [&] {
-    for (std::size_t i = next++; i < order.size(); i = next++) {
-      try {
-        verify_hash(files[order[i]].path);
-      } catch (...) {
-        failures[order[i]] = std::current_exception();
-      }
-    }
-  };
-  {
-    const std::size_t cores = std::max(1U, std::thread::hardware_concurrency());
-    std::vector<std::jthread> threads;
-    try {
-      for (std::size_t i = 1; i < std::min({files.size(), cores, std::size_t{8}}); ++i) threads.emplace_back(work);
-    } catch (const std::system_error&) {  // no more threads to be had: this one does what they would have done
-    }
-    work();
-  }
-  for (const std::exception_ptr& failure : failures) {
-    if (failure) std::rethrow_exception(failure);
-  }
+  std::vector<const BundleFile*> files;
+  for (const BundleFile& file : manifest_.files) files.push_back(&file);
+  check_hashes(*this, files);
 }
 
 std::vector<MachineCheck> Bundle::machine_checks(std::string_view runtime_version) const {

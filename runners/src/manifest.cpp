@@ -103,12 +103,26 @@ void read_machine(const ObjectReader& machine, Manifest& out) {
   if (machine.has("cpu_features")) out.cpu_features = machine.strings("cpu_features");
 }
 
+void read_blocks(const ObjectReader& blocks, BundleFile& out) {
+  out.block_size = static_cast<std::uint64_t>(blocks.integer("size", 1));
+  out.block_sha256 = blocks.strings("sha256");
+  const std::uint64_t count = out.size / out.block_size + (out.size % out.block_size != 0 ? 1 : 0);
+  if (out.block_sha256.size() != count) {
+    blocks.fail("sha256",
+                "has " + std::to_string(out.block_sha256.size()) + " hashes of " + std::to_string(count) + " blocks");
+  }
+  if (!std::ranges::all_of(out.block_sha256, is_sha256)) {
+    blocks.fail("sha256", "must hold 64 lower-case hexadecimal digits each");
+  }
+}
+
 BundleFile read_file(const ObjectReader& file) {
   BundleFile out;
   out.path = relative_path(file, "path");
   out.size = static_cast<std::uint64_t>(file.integer("size", 0));
   out.sha256 = file.string("sha256");
   if (!is_sha256(out.sha256)) file.fail("sha256", "must be 64 lower-case hexadecimal digits");
+  if (file.has("blocks")) read_blocks(file.object("blocks"), out);
   return out;
 }
 

@@ -2,9 +2,11 @@
 
 #include <openssl/evp.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <fstream>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -68,22 +70,28 @@ bool is_sha256(std::string_view text) {
   return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string_view::npos;
 }
 
-}  // namespace internal
-
-std::string sha256_file(const std::filesystem::path& file) {
-  const std::string where = internal::display(file);
+std::string sha256_file(const std::filesystem::path& file, std::uint64_t offset, std::optional<std::uint64_t> size) {
+  const std::string where = display(file);
   std::vector<char> block(kBlock);
   std::ifstream stream;
   stream.rdbuf()->pubsetbuf(nullptr, 0);  // the block is the buffer
   stream.open(file, std::ios::binary);
   if (!stream) throw Error(where + ": cannot be opened; look at its permissions");
+  stream.seekg(static_cast<std::streamoff>(offset));
   Sha256 hash(where);
-  while (stream) {
-    stream.read(block.data(), static_cast<std::streamsize>(block.size()));
+  std::uint64_t rest = size.value_or(std::numeric_limits<std::uint64_t>::max());
+  while (stream && rest > 0) {
+    stream.read(block.data(), static_cast<std::streamsize>(std::min<std::uint64_t>(rest, block.size())));
     if (stream.bad()) throw Error(where + ": cannot be read to its end; look at the disk");
-    hash.add(block.data(), static_cast<std::size_t>(stream.gcount()));
+    const auto count = static_cast<std::size_t>(stream.gcount());
+    hash.add(block.data(), count);
+    rest -= count;
   }
   return hash.finish();
 }
+
+}  // namespace internal
+
+std::string sha256_file(const std::filesystem::path& file) { return internal::sha256_file(file, 0, std::nullopt); }
 
 }  // namespace nanochat_x

@@ -6,6 +6,7 @@
 #include "bundle_files.h"
 #include "error_of.h"
 #include "nanochat_x/bundle.h"
+#include "sha256.h"
 #include "text.h"
 
 using namespace nanochat_x;
@@ -353,6 +354,74 @@ TEST_CASE("one file's hash") {
   bundle.verify_hash("decode.so");
   CHECK(contains(error_of([&] { bundle.verify_hash("full.so"); }), "\"full.so\" differs from what was lowered"));
   CHECK(contains(error_of([&] { bundle.verify_hash("other.so"); }), "\"other.so\" is not listed"));
+}
+
+// The entry of `path` in a manifest.
+static nlohmann::json& entry_of(nlohmann::json& manifest, const std::string& path) {
+  for (nlohmann::json& file : manifest["files"]) {
+    if (file["path"] == path) return file;
+  }
+  throw std::logic_error("no such file");
+}
+
+TEST_CASE("blocks: every byte of a file is covered, whatever their size") {
+  const std::string text = kTwoBlocks;  // 56 bytes
+  for (const std::size_t size : {1, 7, 28, 50, 55, 56, 1000}) {
+    CAPTURE(size);
+    const BundleFiles files([&](nlohmann::json& manifest) {
+      nlohmann::json hashes = nlohmann::json::array();
+      for (std::size_t begin = 0; begin < text.size(); begin += size) {
+        hashes.push_back(internal::sha256_of(text.substr(begin, size)));
+      }
+      nlohmann::json& entry = entry_of(manifest, "weights.safetensors");
+      entry["blocks"] = {{"size", size}, {"sha256", hashes}};
+      entry["sha256"] = kAbcHash;  // that of another text: the blocks are what is read
+    });
+    const Bundle bundle = Bundle::open(files.path());
+    bundle.verify_hashes();
+    bundle.verify_hash("weights.safetensors");
+    for (std::size_t at = 0; at < text.size(); ++at) {
+      std::string changed = text;
+      changed[at] ^= 1;
+      write_file(files / "weights.safetensors", changed);
+      CHECK(
+          contains(error_of([&] { bundle.verify_hashes(); }), "\"weights.safetensors\" differs from what was lowered"));
+      CHECK(contains(error_of([&] { bundle.verify_hash("weights.safetensors"); }), "\"weights.safetensors\" differs"));
+    }
+    for (const std::string& changed : {text + "x", text.substr(1), text.substr(0, 55), std::string()}) {
+      write_file(files / "weights.safetensors", changed);  // since it was opened
+      CHECK(contains(error_of([&] { bundle.verify_hashes(); }), "\"weights.safetensors\" differs"));
+    }
+  }
+}
+
+TEST_CASE("blocks: the first file that differs is the one that is named") {
+  const BundleFiles files([](nlohmann::json& manifest) {
+    for (const char* path : {"weights.safetensors", "decode.so"}) {
+      entry_of(manifest, path)["blocks"] = {{"size", 1000}, {"sha256", {kAbcHash}}};
+    }
+  });
+  const Bundle bundle = Bundle::open(files.path());
+  CHECK(contains(error_of([&] { bundle.verify_hashes(); }), "\"weights.safetensors\" differs"));
+  write_file(files / "decode.so", "abd");
+  CHECK(contains(error_of([&] { bundle.verify_hashes(); }), "\"decode.so\" differs"));
+}
+
+TEST_CASE("blocks that cannot be") {
+  const auto error = [](const nlohmann::json& blocks) {
+    const BundleFiles files([&](nlohmann::json& m) { entry_of(m, "weights.safetensors")["blocks"] = blocks; });
+    return error_of([&] { Bundle::open(files.path()); });
+  };
+  CHECK(contains(error({{"size", 28}, {"sha256", {kAbcHash}}}), "has 1 hashes of 2 blocks"));
+  CHECK(contains(error({{"size", 28}, {"sha256", {kAbcHash, kAbcHash, kAbcHash}}}), "has 3 hashes of 2 blocks"));
+  CHECK(contains(error({{"size", 28}, {"sha256", nlohmann::json::array()}}), "has 0 hashes of 2 blocks"));
+  CHECK(contains(error({{"size", 0}, {"sha256", {kAbcHash}}}), "size"));
+  CHECK(contains(error({{"size", -1}, {"sha256", {kAbcHash}}}), "size"));
+  CHECK(contains(error({{"size", "28"}, {"sha256", {kAbcHash}}}), "size"));
+  CHECK(contains(error({{"size", 56}, {"sha256", {"abc"}}}), "64 lower-case hexadecimal digits"));
+  CHECK(contains(error({{"size", 56}, {"sha256", {1}}}), "sha256"));
+  CHECK(contains(error({{"size", 56}}), "sha256"));
+  CHECK(contains(error({1, 2}), "blocks"));
 }
 
 TEST_CASE("a manifest that was changed is refused") {

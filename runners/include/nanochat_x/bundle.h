@@ -14,6 +14,8 @@ struct BundleFile {
   std::string path;  ///< relative to the bundle, with '/'
   std::string sha256;
   std::uint64_t size = 0;
+  std::uint64_t block_size = 0;           ///< 0: it has no blocks
+  std::vector<std::string> block_sha256;  ///< of consecutive blocks of that size, the last one shorter
 };
 
 /// What the manifest says (docs/bundle.md), checked.
@@ -63,8 +65,8 @@ class Bundle {
   /// Where a listed file lies. Throws Error for a path that the manifest does not list.
   std::filesystem::path path_of(const std::string& relative) const;
 
-  /// SHA-256 of every listed file against the manifest (several files at once on several threads). Throws Error naming
-  /// the first file that differs.
+  /// SHA-256 of every listed file, or of all of its blocks, against the manifest, on several threads. Throws Error
+  /// naming the first file that differs.
   void verify_hashes() const;
   /// The same for one listed file: for what is read or run long after all were checked. Throws Error.
   void verify_hash(const std::string& relative) const;
