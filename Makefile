@@ -30,7 +30,8 @@ PACKAGES_DONE := $(VENV)/.nanochat_x-packages
 LOWERING := $(filter-out %/cli.py %/cli_run.py %/console.py %/runner.py %/build.py %/inspection.py \
   %/initialize.py %/cli_verify.py %/certificate.py %/parity.py %/parity_examples.py %/parity_page.py \
   %/parity_report.py %/parity_statistics.py %/session.py %/machine.py %/cli_options.py %/cli_reports.py \
-  %/buildable.py %/comparing.py %/comparison.py %/cli_bench.py %/bench_plot.py %/matmul_speed.py %/doctor.py %/doctor_bundle.py %/pins.py, \
+  %/buildable.py %/comparing.py %/comparison.py %/cli_bench.py %/bench_plot.py %/matmul_speed.py %/doctor.py \
+  %/doctor_bundle.py %/pins.py, \
   $(wildcard nanochat_x/*.py targets/*.py)) $(shell find nanochat_x/demo -type f)
 CXX_FILES = $(shell find runners -name '*.h' -o -name '*.cpp')
 # With flock, two `make` at once do one after the other what both need; the second finds it done.
