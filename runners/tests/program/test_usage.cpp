@@ -18,7 +18,7 @@ TEST_CASE("help and version are told on standard output") {
 }
 
 TEST_CASE("a command line that cannot be meant: one line, exit code 2") {
-  CHECK(holds(refusal({}), "the verbs are chat, generate, forward, eval, tokenize, info and session"));
+  CHECK(holds(refusal({}), "the verbs are chat, generate, forward, eval, bench, tokenize, info and session"));
   CHECK(holds(refusal({"talk"}), "there is no verb 'talk'"));
   CHECK(holds(refusal({"--bogus"}), "see nanochat-aoti --help"));
   CHECK(holds(refusal({"chat"}), "BUNDLE is required"));
