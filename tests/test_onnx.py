@@ -130,7 +130,7 @@ def test_the_manifest_tells_the_names(onnx_bundle: Callable[..., Path]) -> None:
     """The contract of a bundle has what its graphs take and give, in their order."""
     bundle = onnx_bundle(SMALL)
     contract = json.loads((bundle / "manifest.json").read_text())["contract"]
-    axes = {"batch": "B", "steps": "T", "slots": "S"}
+    axes = {"batch": "B", "steps": "T", "slots": "S", "kept": "R"}
     for role, file in (("prefill", "cached.onnx"), ("full", "full.onnx")):
         graph = onnx.load(bundle / file, load_external_data=False).graph
         used = {name for node in graph.node for name in node.input}

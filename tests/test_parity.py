@@ -67,7 +67,9 @@ class FakeSession:
     def new(self, rows: int) -> None:
         self.texts = [[] for _ in range(rows)]
 
-    def append(self, ids: list[list[int]], counts: list[int] | None = None) -> Tensor:
+    def append(
+        self, ids: list[list[int]], counts: list[int] | None = None, logits_to_keep: list[int] | None = None
+    ) -> Tensor:
         length = len(ids[0])
         answers = []
         for row, (text, new) in enumerate(zip(self.texts, ids, strict=True)):
@@ -76,7 +78,8 @@ class FakeSession:
             answer[:count] = self.model(torch.tensor([text + new[:count]]))[0, len(text) :]
             answers.append(answer)
             text += new[:count]
-        return self.spoil(torch.stack(answers), self.texts)
+        logits = self.spoil(torch.stack(answers), self.texts)
+        return logits if logits_to_keep is None else logits[:, logits_to_keep]
 
     def forward(self, ids: list[list[int]]) -> Tensor:
         return self.spoil(torch.cat([self.model(torch.tensor([row])) for row in ids]), ids)
@@ -259,10 +262,10 @@ def test_what_is_no_example(text: str) -> None:
 
 def test_what_eager_loses_is_not_left_to_a_few_tokens() -> None:
     exact = torch.zeros(1, 8, dtype=torch.float64)
-    row = Row(exact.float() + 1e-5, exact.float() + 1e-6, exact, (1,))
+    row = Row(exact.float() + 1e-5, exact.float() + 1e-6, exact, (0,), (1,))
     lucky, fair = (judge(Example(True, (1,)), (row,), least) for least in (0.0, 4e-6))
     assert (lucky.passed, fair.passed) == (False, True)
-    assert not judge(Example(True, (1,)), (Row(exact.float() + 1e-4, row.eager, exact, (1,)),), 4e-6).passed
+    assert not judge(Example(True, (1,)), (Row(exact.float() + 1e-4, row.eager, exact, (0,), (1,)),), 4e-6).passed
 
 
 # --- statistics
