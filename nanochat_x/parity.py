@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate
 
@@ -225,11 +225,27 @@ def search(
     if failure is None and len(done) == count:
         return Run(count, None, in_time=True)
     if failure is None:
-        return _hypothesis(limits, attempt, done, count, seed, deadline)
+        found = _hypothesis(limits, attempt, done, count, seed, deadline)
+        return found if found.failure is None else replace(found, failure=_in_one_call(found.failure, attempt))
     # Hypothesis shrinks what it found itself: it looks for a failure of its own, and the smaller one is told.
     own = _hypothesis(limits, attempt, done, count + 100, seed, time.monotonic() + SHRINKING_SECONDS).failure
     smaller = min((failure, own or failure), key=lambda outcome: outcome.example.size)
-    return Run(len(done), smaller, in_time=True)
+    return Run(len(done), _in_one_call(smaller, attempt), in_time=True)
+
+
+def _in_one_call(failure: Outcome, attempt: Callable[[Example], Outcome]) -> Outcome:
+    """The same texts fed at once, without a cache or with it, if that fails too.
+
+    Hypothesis makes one part of an example smaller at a time; here the prompt would grow as the chunks go.
+    """
+    example = failure.example
+    for cached in (False, True):
+        whole = replace(example, cached=cached, prompts=example.lengths, chunks=(), last=False)
+        if whole.size < example.size:
+            outcome = attempt(whole)
+            if not outcome.passed:
+                return outcome
+    return failure
 
 
 def _hypothesis(
