@@ -2,19 +2,19 @@
 
     python peer_eager.py BUNDLE PROMPT_TOKENS DECODE_TOKENS THREADS
 
-The protocol is that of peer_llama_cpp.py. Runs in nanochat_x's own environment.
+The protocol is peer_worker.py's. Runs in nanochat_x's own environment.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peer_worker import serve
 from torch import Tensor
 
 from nanochat_x.manifest import read_manifest
@@ -114,23 +114,15 @@ def main() -> None:
     bundle, prompt, decode, threads = Path(sys.argv[1]), *map(int, sys.argv[2:5])
     torch.set_num_threads(threads)
     spec, dtype = spec_of(bundle)
-    ids = torch.randint(0, spec.vocab_size, (1, prompt + decode), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, spec.vocab_size, (prompt + decode,), generator=torch.Generator().manual_seed(1))
     engine = EagerEngine(random_model(spec, getattr(torch, dtype)), prompt + decode)
 
-    def once(steps: int) -> dict[str, float]:
+    def begin() -> Callable[[Tensor], Tensor]:
         engine.clear()
-        start = time.perf_counter()
-        engine.feed(ids[:, :prompt])
-        prefilled = time.perf_counter()
-        for i in range(prompt, prompt + steps):
-            engine.feed(ids[:, i : i + 1])
-        return {"prefill_s": prefilled - start, "decode_s": time.perf_counter() - prefilled}
+        return lambda row: engine.feed(row[None])
 
     with torch.inference_mode():
-        once(min(4, decode))
-        print(json.dumps({"ready": True}), flush=True)
-        for _ in sys.stdin:
-            print(json.dumps(once(decode)), flush=True)
+        serve(begin, ids, prompt)
 
 
 if __name__ == "__main__":

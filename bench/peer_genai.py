@@ -2,18 +2,19 @@
 
     python peer_genai.py FOLDER PROMPT_TOKENS DECODE_TOKENS THREADS
 
-The protocol is that of peer_llama_cpp.py. Options are the builder's own, but for the number of threads.
+The protocol is peer_worker.py's. Options are the builder's own, but for the number of threads.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnxruntime_genai as genai
+from peer_worker import serve
 
 
 def set_threads(folder: Path, threads: int) -> int:
@@ -34,19 +35,11 @@ def main() -> None:
     params.set_search_options(max_length=prompt + decode + 1, do_sample=False)
     ids = np.random.default_rng(1).integers(3, vocab, prompt + decode, dtype=np.int32)
 
-    def once(steps: int) -> dict[str, float]:
-        generator = genai.Generator(model, params)
-        start = time.perf_counter()
-        generator.append_tokens(ids[:prompt])
-        prefilled = time.perf_counter()
-        for i in range(prompt, prompt + steps):
-            generator.append_tokens(ids[i : i + 1])
-        return {"prefill_s": prefilled - start, "decode_s": time.perf_counter() - prefilled}
+    def begin() -> Callable[[np.ndarray], None]:
+        append: Callable[[np.ndarray], None] = genai.Generator(model, params).append_tokens
+        return append
 
-    once(min(4, decode))
-    print(json.dumps({"ready": True}), flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(once(decode)), flush=True)
+    serve(begin, ids, prompt)
 
 
 if __name__ == "__main__":

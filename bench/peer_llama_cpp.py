@@ -2,21 +2,19 @@
 
     python peer_llama_cpp.py MODEL.gguf PROMPT_TOKENS DECODE_TOKENS THREADS
 
-Says it is ready by a line of JSON; for each line on standard input it feeds the prompt to an empty cache (logits of the
-last position alone), decodes, and answers {"prefill_s", "decode_s"}. All options are llama.cpp's defaults (flash
-attention where it chooses it, weights mapped and repacked as it likes), but for the number
-of threads and the context's length.
+The protocol is peer_worker.py's. All options are llama.cpp's defaults (flash attention where it chooses it, weights
+mapped and repacked as it likes), but for the number of threads and the context's length.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import sys
-import time
+from collections.abc import Callable
 
 import llama_cpp as llama
 import numpy as np
+from peer_worker import serve
 
 #: llama.cpp's log goes nowhere. Kept here: it is called for as long as the program runs.
 _QUIET = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda level, text, data: None)
@@ -56,19 +54,11 @@ def main() -> None:
     model = Model(path, prompt + decode, threads)
     ids = np.random.default_rng(1).integers(0, model.vocab, prompt + decode, dtype=np.int32)
 
-    def once(steps: int) -> dict[str, float]:
+    def begin() -> Callable[[np.ndarray], None]:
         model.clear()
-        start = time.perf_counter()
-        model.feed(ids[:prompt])
-        prefilled = time.perf_counter()
-        for i in range(steps):
-            model.feed(ids[prompt + i : prompt + i + 1])
-        return {"prefill_s": prefilled - start, "decode_s": time.perf_counter() - prefilled}
+        return model.feed
 
-    once(min(4, decode))
-    print(json.dumps({"ready": True}), flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(once(decode)), flush=True)
+    serve(begin, ids, prompt)
 
 
 if __name__ == "__main__":

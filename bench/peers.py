@@ -41,7 +41,7 @@ WIDTHS: dict[str, tuple[str, str | None]] = {
 
 @dataclass
 class Entrant:
-    """One that is measured: a program that answers lines (bench/peer_llama_cpp.py tells how), and what it took."""
+    """One that is measured: a program that answers lines (bench/peer_worker.py tells how), and what it took."""
 
     name: str
     width: str

@@ -17,6 +17,7 @@ from filelock import FileLock
 from hypothesis import settings
 from models import GENERATIONS, MAX_SEQ_LEN
 
+from nanochat_x import cli_bench, cli_run
 from nanochat_x.build import ensure_built
 
 # No deadline for one example: a busy machine is no failure. `print_blob`: a failure can be repeated from a CI log.
@@ -102,3 +103,25 @@ def copied_bundle(demo_bundle: Path, tmp_path: Path) -> Path:
 def generation_bundle(lowered: Callable[..., Path]) -> Callable[[str], Path]:
     """The AOTInductor bundle of one of tests/data/generations."""
     return lowered
+
+
+@pytest.fixture
+def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Command lines that a verb would have become; each ends with exit code 5."""
+    commands: list[list[str]] = []
+
+    class FakeRunner:
+        def __init__(self, bundle: Path, log: object) -> None:
+            self.bundle = bundle
+
+        def command(self, verb: str, *arguments: str) -> list[str]:
+            return [verb, str(self.bundle), *arguments]
+
+    def fake_passthrough(command: list[str]) -> int:
+        commands.append(command)
+        return 5
+
+    for module in (cli_run, cli_bench):
+        monkeypatch.setattr(module, "Runner", FakeRunner)
+        monkeypatch.setattr(module, "run_passthrough", fake_passthrough)
+    return commands

@@ -190,29 +190,13 @@ def test_lengths_that_the_bundle_does_not_take(lowered: Callable[..., Path]) -> 
         assert f"more than the {MAX_SEQ_LEN} tokens" in said
 
 
-def test_what_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    commands: list[list[str]] = []
-
-    class FakeRunner:
-        def __init__(self, bundle: Path, log: object) -> None:
-            self.bundle = bundle
-
-        def command(self, verb: str, *arguments: str) -> list[str]:
-            return [verb, str(self.bundle), *arguments]
-
-    monkeypatch.setattr(cli_bench, "Runner", FakeRunner)
-
-    def fake_passthrough(command: list[str]) -> int:
-        commands.append(command)
-        return 5
-
-    monkeypatch.setattr(cli_bench, "run_passthrough", fake_passthrough)
+def test_what_is_handed_over(monkeypatch: pytest.MonkeyPatch, handed_over: list[list[str]]) -> None:
     monkeypatch.setattr(cli_bench, "_measured_matmul", lambda threads: 1e9 * threads)
     monkeypatch.setattr(cli_bench, "usable_cores", lambda: 7)
     assert main(["bench", "b"]) == 5, "the program's exit code is ours"
     main(["bench", "b", "--batch", "1, 3", "--contexts", "9", "--prompt-tokens", "4", "--decode-tokens", "2", "--json",
           "--repeats", "1", "--threads", "3", "--device", "cpu", "--matmul-gflops", "12.5"])  # fmt: skip
-    assert commands == [
+    assert handed_over == [
         ["bench", "b", "--batch=1,8", "--repeats=5", "--threads=7", "--matmul-gflops=7.0"],
         ["bench", "b", "--batch=1,3", "--repeats=1", "--threads=3", "--prompt-tokens=4", "--decode-tokens=2",
          "--contexts=9", "--device=cpu", "--matmul-gflops=12.5", "--json"],

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from nanochat_x import cli, cli_run
+from nanochat_x import cli
 from nanochat_x.cli import main
 from nanochat_x.errors import RunnerError
 from nanochat_x.interrupts import ending_at_once
@@ -25,27 +25,6 @@ VERBS = ("lower", "init", "inspect", "build-runners", "forward", "generate", "ch
 
 def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, check=False)
-
-
-@pytest.fixture
-def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Command lines that a verb would have become."""
-    commands: list[list[str]] = []
-
-    class FakeRunner:
-        def __init__(self, bundle: Path, log: object) -> None:
-            self.bundle = bundle
-
-        def command(self, verb: str, *arguments: str) -> list[str]:
-            return [verb, str(self.bundle), *arguments]
-
-    def fake_passthrough(command: list[str]) -> int:
-        commands.append(command)
-        return 5
-
-    monkeypatch.setattr(cli_run, "Runner", FakeRunner)
-    monkeypatch.setattr(cli_run, "run_passthrough", fake_passthrough)
-    return commands
 
 
 # --- help

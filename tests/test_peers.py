@@ -46,6 +46,7 @@ def peers(root: Path) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def eager(root: Path) -> ModuleType:
+    load(root, "peer_worker")  # which it imports
     return load(root, "peer_eager")
 
 

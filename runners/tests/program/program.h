@@ -1,7 +1,12 @@
 #pragma once
 
+#include <doctest/doctest.h>
+
+#include <chrono>
+#include <csignal>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "fake_bundle.h"
@@ -30,6 +35,20 @@ inline std::string refusal(const std::vector<std::string>& arguments) {
 }
 
 inline bool holds(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+/// A long run that is told to stop after 400 ms ends at once: the signal's exit code, one line, nothing on standard
+/// output.
+inline void check_ends_at_once(const std::vector<std::string>& arguments) {
+  for (const int signal : {SIGINT, SIGTERM}) {
+    Process process(command(arguments));
+    std::this_thread::sleep_for(std::chrono::milliseconds(400));
+    process.send(signal);
+    const Ended ended = process.finish();
+    CHECK(ended.exit_code == 128 + signal);
+    CHECK(process.out.empty());
+    CHECK(process.err == (signal == SIGINT ? "nanochat-aoti: interrupted\n" : "nanochat-aoti: ended by SIGTERM\n"));
+  }
+}
 
 inline nlohmann::json last_line_json(const std::string& out) {
   const std::size_t begin = out.rfind('\n', out.size() - 2);

@@ -1,8 +1,6 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
-#include <csignal>
-#include <thread>
 
 #include "nanochat_x/safetensors.h"
 #include "program.h"
@@ -167,13 +165,5 @@ TEST_CASE("bench: a start that fails is told by its own line") {
 
 TEST_CASE("bench ends at once on Ctrl-C, with one line and no half of a report") {
   const BenchBundle bundle(json{{"step_ms", 50}});
-  for (const int signal : {SIGINT, SIGTERM}) {
-    Process process(command({"bench", bundle.path().string()}));
-    std::this_thread::sleep_for(std::chrono::milliseconds(400));
-    process.send(signal);
-    const Ended ended = process.finish();
-    CHECK(ended.exit_code == 128 + signal);
-    CHECK(process.out.empty());
-    CHECK(process.err == (signal == SIGINT ? "nanochat-aoti: interrupted\n" : "nanochat-aoti: ended by SIGTERM\n"));
-  }
+  check_ends_at_once({"bench", bundle.path().string()});
 }

@@ -1,10 +1,7 @@
 #include <doctest/doctest.h>
 
-#include <chrono>
 #include <cmath>
-#include <csignal>
 #include <numbers>
-#include <thread>
 
 #include "program.h"
 
@@ -124,13 +121,5 @@ TEST_CASE("eval: what cannot be evaluated is one line") {
 TEST_CASE("eval ends at once on Ctrl-C, with one line and no half of a report") {
   const EvalBundle bundle(json{{"step_ms", 50}});
   write_file(bundle / "text.txt", std::string(100000, 'a'));
-  for (const int signal : {SIGINT, SIGTERM}) {
-    Process process(command({"eval", bundle.path().string(), "--text", (bundle / "text.txt").string()}));
-    std::this_thread::sleep_for(std::chrono::milliseconds(400));
-    process.send(signal);
-    const Ended ended = process.finish();
-    CHECK(ended.exit_code == 128 + signal);
-    CHECK(process.out.empty());
-    CHECK(process.err == (signal == SIGINT ? "nanochat-aoti: interrupted\n" : "nanochat-aoti: ended by SIGTERM\n"));
-  }
+  check_ends_at_once({"eval", bundle.path().string(), "--text", (bundle / "text.txt").string()});
 }
