@@ -69,6 +69,14 @@ def test_a_report_alone_is_a_failure(sanitize: ModuleType) -> None:
     assert not sanitize.run(["sh", "-c", "exit 1"])[0]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="not every sanitizer is everywhere")
+@pytest.mark.parametrize("flags", sorted(set(FLAGS.values())))
+def test_memory_that_is_not_to_be_had_is_no_report(flags: str, sanitize: ModuleType, tmp_path: Path) -> None:
+    source = "#include <new>\nint main() { return ::operator new(1ul << 60, std::nothrow) != nullptr; }"
+    good, text = sanitize.run([compile_program(source, flags, tmp_path / "program")])
+    assert good, text
+
+
 def test_a_fuzz_target_that_stops_is_a_failure(fuzz: ModuleType, tmp_path: Path) -> None:
     program = tmp_path / "program"
     for code, passed in ((0, True), (77, False)):

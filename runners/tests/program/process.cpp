@@ -70,7 +70,8 @@ Process::Process(const std::vector<std::string>& arguments, Streams streams) {
   pid_ = fork();
   check(pid_ >= 0, "fork");
   if (pid_ == 0) {
-    signal(SIGPIPE, SIG_DFL);
+    // Where the tests run in the background (nohup, `make test &`) some are ignored, and that is inherited.
+    for (const int number : {SIGPIPE, SIGINT, SIGHUP, SIGTERM}) signal(number, SIG_DFL);
     if (terminal) {
       setsid();  // the terminal opened next is this process's own: Ctrl-C there reaches it
       setenv("TERM", "xterm", 1);
