@@ -29,7 +29,7 @@ LEFT_OUT = {
         " the C library waits for a line, and delivers it when another handler is in place"
     }
 }
-SUITES = ("core_tests", "program_tests")
+SUITES = ("core_tests", "program_tests", "kernels_tests")
 CHANGES = 200  # of each seed
 
 

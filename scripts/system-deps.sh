@@ -31,7 +31,8 @@ nlohmann/json.hpp nlohmann-json3-dev json-devel nlohmann-json nlohmann-json
 CLI/CLI.hpp libcli11-dev cli11-devel cli11 cli11
 openssl/evp.h libssl-dev openssl-devel openssl openssl@3
 boost/multiprecision/cpp_int.hpp libboost-dev boost-devel boost boost
-doctest/doctest.h doctest-dev doctest-devel doctest doctest'
+doctest/doctest.h doctest-dev doctest-devel doctest doctest
+hwy/highway.h libhwy-dev highway-devel highway highway'
 
 find_compiler() {
   for compiler in "${CXX:-c++}" g++ clang++; do
@@ -110,7 +111,7 @@ with_dependencies() {
   echo "$1" | tr ' ' '\n'
   # shellcheck disable=SC2086
   apt-cache $apt_options depends --important $1 2>/dev/null |
-    sed -n -E 's/^ *Depends: (libboost[0-9.]+-dev|libssl[0-9.]+(t64)?|libpcre2-8-0)$/\1/p' | sort -u
+    sed -n -E 's/^ *Depends: (libboost[0-9.]+-dev|libssl[0-9.]+(t64)?|libpcre2-8-0|libhwy1(t64)?)$/\1/p' | sort -u
 }
 
 download() { # packages of column 2, into $work/debs

@@ -68,6 +68,38 @@ function(nanochat_x_find_openssl)
   target_include_directories(nanochat_x_deps::crypto INTERFACE "${NANOCHAT_X_OPENSSL_CONFIG_DIR}")
 endfunction()
 
+# SIMD for the kernels of the backends on libtorch: the rest does without it, so this is called where they are built.
+# The archive is preferred, for a program with one library less to find.
+function(nanochat_x_find_highway)
+  if(TARGET nanochat_x_deps::highway)
+    return()
+  endif()
+  find_path(NANOCHAT_X_HIGHWAY_INCLUDE_DIR hwy/highway.h)
+  find_library(NANOCHAT_X_HIGHWAY_LIBRARY NAMES libhwy.a hwy)
+  mark_as_advanced(NANOCHAT_X_HIGHWAY_INCLUDE_DIR NANOCHAT_X_HIGHWAY_LIBRARY)
+  if(NOT NANOCHAT_X_HIGHWAY_INCLUDE_DIR OR NOT NANOCHAT_X_HIGHWAY_LIBRARY)
+    nanochat_x_missing("Highway" libhwy-dev highway highway)
+    set(_nanochat_x_missing "${_nanochat_x_missing}" PARENT_SCOPE)
+    return()
+  endif()
+  add_library(nanochat_x_deps::highway UNKNOWN IMPORTED)
+  set_target_properties(nanochat_x_deps::highway PROPERTIES
+    IMPORTED_LOCATION "${NANOCHAT_X_HIGHWAY_LIBRARY}"
+    INTERFACE_INCLUDE_DIRECTORIES "${NANOCHAT_X_HIGHWAY_INCLUDE_DIR}")
+  if(NOT NANOCHAT_X_HIGHWAY_LIBRARY MATCHES "\\.(a|lib)$")
+    target_compile_definitions(nanochat_x_deps::highway INTERFACE HWY_SHARED_DEFINE)
+  endif()
+endfunction()
+
+# Ends configuring where something was missing.
+function(nanochat_x_end_if_missing)
+  if(_nanochat_x_missing)
+    message(FATAL_ERROR "Libraries that the runners are built from were not found."
+      "${_nanochat_x_missing}\n"
+      "scripts/system-deps.sh brings them, without root too; elsewhere, put their folder on CMAKE_PREFIX_PATH.")
+  endif()
+endfunction()
+
 find_package(Threads REQUIRED)
 nanochat_x_find_pcre2()
 nanochat_x_find_openssl()
@@ -77,11 +109,8 @@ if(NOT NANOCHAT_X_DEPENDENCIES_OF_LIBRARY)  # what only building takes
   nanochat_x_headers(cli11 CLI/CLI.hpp "CLI11" libcli11-dev cli11 cli11)
   if(NANOCHAT_X_TESTS)
     nanochat_x_headers(doctest doctest/doctest.h "doctest" doctest-dev doctest doctest)
+    nanochat_x_find_highway()
   endif()
 endif()
 
-if(_nanochat_x_missing)
-  message(FATAL_ERROR "Libraries that the runners are built from were not found."
-    "${_nanochat_x_missing}\n"
-    "scripts/system-deps.sh brings them, without root too; elsewhere, put their folder on CMAKE_PREFIX_PATH.")
-endif()
+nanochat_x_end_if_missing()

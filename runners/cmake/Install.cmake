@@ -8,11 +8,13 @@ include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 set(NANOCHAT_X_PACKAGE_DIR "${CMAKE_INSTALL_LIBDIR}/cmake/nanochat_x")
 
-# nanochat_x_install_library(<component> <target>): the archive, and its targets file in the package
-function(nanochat_x_install_library component target)
-  string(REPLACE "nanochat_x_" "" exported ${target})
-  set_target_properties(${target} PROPERTIES EXPORT_NAME ${exported})
-  install(TARGETS ${target} EXPORT nanochat_x-${component} ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+# nanochat_x_install_library(<component> <target>...): the archives, and their targets file in the package
+function(nanochat_x_install_library component)
+  foreach(target IN LISTS ARGN)
+    string(REPLACE "nanochat_x_" "" exported ${target})
+    set_target_properties(${target} PROPERTIES EXPORT_NAME ${exported})
+    install(TARGETS ${target} EXPORT nanochat_x-${component} ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+  endforeach()
   install(EXPORT nanochat_x-${component} NAMESPACE nanochat_x:: DESTINATION "${NANOCHAT_X_PACKAGE_DIR}"
     FILE nanochat_x-${component}.cmake)
 endfunction()

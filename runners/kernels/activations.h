@@ -1,0 +1,15 @@
+#pragma once
+
+#include <cstdint>
+
+namespace nanochat_x::kernels {
+
+/// The rows of x of a product, M of K values, and where y goes.
+struct Activations {
+  const float* x;
+  std::int64_t x_stride, M, K;
+  float* y;
+  std::int64_t y_stride;
+};
+
+}  // namespace nanochat_x::kernels

@@ -1,0 +1,190 @@
+// How each format of weights becomes vectors of float32. Compiled once an instruction set (foreach_target.h).
+//
+// A row is `groups()` groups of `steps()` steps; a step yields two vectors, of the values at `at(group, step)` and at
+// `apart()` behind them. Group::raw gives what is stored, to be multiplied by `scale` once a group; Group::values gives
+// the weights themselves. kScaled says that raw is no weight yet.
+#if defined(NANOCHAT_X_KERNELS_FORMATS_INL_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef NANOCHAT_X_KERNELS_FORMATS_INL_H
+#undef NANOCHAT_X_KERNELS_FORMATS_INL_H
+#else
+#define NANOCHAT_X_KERNELS_FORMATS_INL_H
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+
+#include "kernels.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace nanochat_x::kernels {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <class D>
+using Vector = hn::Vec<D>;
+
+template <class D>
+constexpr std::int64_t kLanes = static_cast<std::int64_t>(hn::MaxLanes(D()));
+
+/// A bfloat16 is the upper half of a float32.
+HWY_INLINE float float_of(std::uint16_t bits) { return std::bit_cast<float>(std::uint32_t{bits} << 16); }
+
+template <class D>
+HWY_INLINE Vector<D> load(D d, const float* p) {
+  return hn::LoadU(d, p);
+}
+
+template <class D, class Half>  // hwy::bfloat16_t or hwy::float16_t
+HWY_INLINE Vector<D> load(D d, const Half* p) {
+  return hn::PromoteTo(d, hn::LoadU(hn::Rebind<Half, D>(), p));
+}
+
+/// float32, bfloat16 and float16: one group. Its last `rest()` values, fewer than a step, are not part of it.
+template <class D, class Stored>
+struct Plain {
+  static constexpr bool kScaled = false;
+  const Stored* w;
+  std::int64_t K;
+
+  struct Group {
+    const Stored* p;
+    HWY_INLINE void raw(D d, std::int64_t step, Vector<D>& a, Vector<D>& b) const {
+      a = load(d, p + 2 * kLanes<D> * step);
+      b = load(d, p + 2 * kLanes<D> * step + kLanes<D>);
+    }
+    HWY_INLINE void values(D d, std::int64_t step, Vector<D>& a, Vector<D>& b) const { raw(d, step, a, b); }
+  };
+
+  HWY_INLINE std::int64_t groups() const { return 1; }
+  HWY_INLINE std::int64_t steps() const { return K / (2 * kLanes<D>); }
+  HWY_INLINE std::int64_t at(std::int64_t, std::int64_t step) const { return 2 * kLanes<D> * step; }
+  HWY_INLINE std::int64_t apart() const { return kLanes<D>; }
+  HWY_INLINE std::int64_t rest() const { return K % (2 * kLanes<D>); }
+  HWY_INLINE Group group(std::int64_t row, std::int64_t) const { return {w + row * K}; }
+
+  /// As a step, of the rest of a row and zeros behind it.
+  HWY_INLINE void rest_values(D d, std::int64_t row, Vector<D>& a, Vector<D>& b) const {
+    Stored padded[2 * kLanes<D>] = {};
+    std::copy_n(w + (row + 1) * K - rest(), rest(), padded);
+    Group{padded}.values(d, 0, a, b);
+  }
+};
+
+/// Calls `use` with the format of weights that are not quantised.
+template <class Use>
+HWY_INLINE void with_plain(std::int64_t K, const void* w, Type type, Use use) {
+  using D = hn::ScalableTag<float>;
+  switch (type) {
+    case Type::float32:
+      return use(Plain<D, float>{static_cast<const float*>(w), K});
+    case Type::bfloat16:
+      return use(Plain<D, hwy::bfloat16_t>{static_cast<const hwy::bfloat16_t*>(w), K});
+    case Type::float16:
+      return use(Plain<D, hwy::float16_t>{static_cast<const hwy::float16_t*>(w), K});
+  }
+}
+
+/// Of whole groups: nothing is left of a row.
+template <class D>
+struct Grouped {
+  std::int64_t K, group_size;
+  HWY_INLINE std::int64_t groups() const { return K / group_size; }
+  HWY_INLINE static constexpr std::int64_t rest() { return 0; }
+  HWY_INLINE void rest_values(D, std::int64_t, Vector<D>&, Vector<D>&) const {}
+};
+
+/// int8. The group is a multiple of a step.
+template <class D>
+struct Int8 : Grouped<D> {
+  static constexpr bool kScaled = true;
+  const std::int8_t* q;
+  const std::uint16_t* scales;
+
+  struct Group {
+    const std::int8_t* p;
+    Vector<D> scale;
+    HWY_INLINE static Vector<D> floats(D d, const std::int8_t* p) {
+      const hn::RebindToSigned<D> words;
+      return hn::ConvertTo(d, hn::PromoteTo(words, hn::LoadU(hn::Rebind<std::int8_t, D>(), p)));
+    }
+    HWY_INLINE void raw(D d, std::int64_t step, Vector<D>& a, Vector<D>& b) const {
+      a = floats(d, p + 2 * kLanes<D> * step);
+      b = floats(d, p + 2 * kLanes<D> * step + kLanes<D>);
+    }
+    HWY_INLINE void values(D d, std::int64_t step, Vector<D>& a, Vector<D>& b) const {
+      raw(d, step, a, b);
+      a = hn::Mul(a, scale);
+      b = hn::Mul(b, scale);
+    }
+  };
+
+  HWY_INLINE std::int64_t steps() const { return this->group_size / (2 * kLanes<D>); }
+  HWY_INLINE std::int64_t at(std::int64_t g, std::int64_t step) const {
+    return g * this->group_size + 2 * kLanes<D> * step;
+  }
+  HWY_INLINE std::int64_t apart() const { return kLanes<D>; }
+  HWY_INLINE Group group(std::int64_t row, std::int64_t g) const {
+    return {q + row * this->K + g * this->group_size, hn::Set(D(), float_of(scales[row * this->groups() + g]))};
+  }
+};
+
+/// 4 bits, where a vector holds 16 values: the 16 weights that there can be in a group are one, which q looks up.
+template <class D, bool kTable = (kLanes<D> == 16)>
+struct Int4 : Grouped<D> {
+  static constexpr bool kScaled = !kTable;
+  const std::uint8_t* q;
+  const std::uint16_t* scales;
+  const std::uint8_t* zeros;
+  using Words = hn::RebindToSigned<D>;
+
+  struct Group {
+    const std::uint8_t* p;
+    Vector<D> scale;  // with a table: the table
+    Vector<Words> zero;
+
+    HWY_INLINE void halves(std::int64_t step, Vector<Words>& low, Vector<Words>& high) const {
+      const auto bytes = hn::PromoteTo(Words(), hn::LoadU(hn::Rebind<std::uint8_t, D>(), p + kLanes<D> * step));
+      low = hn::And(bytes, hn::Set(Words(), 15));
+      high = hn::ShiftRight<4>(bytes);
+    }
+    HWY_INLINE void raw(D d, std::int64_t step, Vector<D>& a, Vector<D>& b) const {
+      Vector<Words> low, high;
+      halves(step, low, high);
+      if constexpr (kTable) {
+        a = hn::TableLookupLanes(scale, hn::IndicesFromVec(d, low));
+        b = hn::TableLookupLanes(scale, hn::IndicesFromVec(d, high));
+      } else {
+        a = hn::ConvertTo(d, hn::Sub(low, zero));
+        b = hn::ConvertTo(d, hn::Sub(high, zero));
+      }
+    }
+    HWY_INLINE void values(D d, std::int64_t step, Vector<D>& a, Vector<D>& b) const {
+      raw(d, step, a, b);
+      if constexpr (!kTable) {
+        a = hn::Mul(a, scale);
+        b = hn::Mul(b, scale);
+      }
+    }
+  };
+
+  HWY_INLINE std::int64_t steps() const { return this->group_size / (2 * kLanes<D>); }
+  HWY_INLINE std::int64_t at(std::int64_t g, std::int64_t step) const {
+    return g * this->group_size + kLanes<D> * step;
+  }
+  HWY_INLINE std::int64_t apart() const { return this->group_size / 2; }
+  HWY_INLINE Group group(std::int64_t row, std::int64_t g) const {
+    const std::int64_t i = row * this->groups() + g;
+    auto scale = hn::Set(D(), float_of(scales[i]));
+    const auto zero = hn::Set(Words(), std::int32_t{zeros[i]});
+    if constexpr (kTable) scale = hn::Mul(hn::ConvertTo(D(), hn::Sub(hn::Iota(Words(), 0), zero)), scale);
+    return {q + (row * this->K + g * this->group_size) / 2, scale, zero};
+  }
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace nanochat_x::kernels
+HWY_AFTER_NAMESPACE();
+#endif

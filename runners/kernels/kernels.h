@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+
+/// Products and attention of one-token steps and small batches, for CPUs: what reads the weights once and is bounded by
+/// how fast memory can be read. Instructions (AVX2, AVX-512, NEON; without them plain ones) are chosen at run time.
+///
+/// No function starts threads: a caller splits the rows [begin, end) of the weight matrix between its own, which may
+/// call at once. Pointers need the alignment of their elements and no more. What is NaN or infinite in the arguments is
+/// so in the results, where the arithmetic says it. All throw nanochat_x::Error for sizes that the parameters exclude;
+/// memory is the caller's word.
+namespace nanochat_x::kernels {
+
+/// How weights, keys or values are stored. The 16-bit types are given by their bits, as std::uint16_t.
+enum class Type { float32, bfloat16, float16 };
+
+/// Of x in one call.
+inline constexpr std::int64_t kMostRows = 16;
+
+/// y[m * y_stride + n] = sum over k of x[m * K + k] * w[n * K + k], for n in [begin, end) and m in [0, M).
+/// x: float32 [M, K], 1 <= M <= kMostRows, K >= 1. w: `type` [N, K]. Products and sums are float32.
+void linear(const float* x, std::int64_t M, std::int64_t K, const void* w, Type type, float* y, std::int64_t y_stride,
+            std::int64_t begin, std::int64_t end);
+
+/// `linear` with w[n, k] = q[n, k] * scale[n, k / group], which is computed without rounding.
+/// q: int8 [N, K]. scales: bfloat16 bits [N, K / group]. group: a multiple of 8 from 16 on that divides K.
+void linear_int8(const float* x, std::int64_t M, std::int64_t K, const std::int8_t* q, const std::uint16_t* scales,
+                 std::int64_t group, float* y, std::int64_t y_stride, std::int64_t begin, std::int64_t end);
+
+/// `linear` with w[n, k] = (q[n, k] - zero[n, k / group]) * scale[n, k / group], which is computed without rounding.
+/// q: 0 to 15, two a byte, [N, K / 2] bytes: of the values of a group, byte i holds value i in its low half and value
+/// i + group / 2 in its high half. scales: bfloat16 bits [N, K / group]. zeros: uint8, 0 to 15, [N, K / group].
+/// group: as for `linear_int8`.
+void linear_int4(const float* x, std::int64_t M, std::int64_t K, const std::uint8_t* q, const std::uint16_t* scales,
+                 const std::uint8_t* zeros, std::int64_t group, float* y, std::int64_t y_stride, std::int64_t begin,
+                 std::int64_t end);
+
+/// Rows [begin, end) of a weight matrix as float32: out[(n - begin) * K + k] = w[n, k], exactly. For products with more
+/// than kMostRows rows of x, where a BLAS is called on blocks of the matrix. Parameters as above.
+void widen(std::int64_t K, const void* w, Type type, float* out, std::int64_t begin, std::int64_t end);
+void widen_int8(std::int64_t K, const std::int8_t* q, const std::uint16_t* scales, std::int64_t group, float* out,
+                std::int64_t begin, std::int64_t end);
+void widen_int4(std::int64_t K, const std::uint8_t* q, const std::uint16_t* scales, const std::uint8_t* zeros,
+                std::int64_t group, float* out, std::int64_t begin, std::int64_t end);
+
+/// `count` keys and their values, each [count, width] and contiguous, as parts of a KV cache. Of none, k and v may be
+/// null.
+struct Run {
+  const void* k;
+  const void* v;
+  std::int64_t count;
+};
+
+/// Attention of one token, for `heads` query heads that share one KV head:
+/// out[h * out_stride + d] = sum over all keys of all runs of softmax(scale * q[h * q_stride ...] . k) v[d].
+/// q, out: float32, rows of `width`. Keys and values: `type`. Softmax and sums are float32; the softmax is computed on
+/// the way, with the largest score so far, so that no score overflows. There must be one key at least.
+void attend(const float* q, std::int64_t q_stride, std::int64_t heads, std::int64_t width, float scale,
+            std::span<const Run> runs, Type type, float* out, std::int64_t out_stride);
+
+/// The instructions that were chosen, in Highway's words, as "AVX3" for AVX-512.
+std::string instruction_set();
+
+}  // namespace nanochat_x::kernels

@@ -1,0 +1,66 @@
+// Weights of 4 bits.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "linear_int4.cpp"
+#include "targets.h"
+// (must come first)
+#include <hwy/foreach_target.h>
+// (and then)
+#include <hwy/highway.h>
+
+#include "checks.h"
+#include "kernels.h"
+#include "linear-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace nanochat_x::kernels {
+namespace HWY_NAMESPACE {
+
+void product_int4(const Activations& to, const std::uint8_t* q, const std::uint16_t* scales, const std::uint8_t* zeros,
+                  std::int64_t group, std::int64_t begin, std::int64_t end) {
+  with_vectors_for(group, [&](auto d, auto longest) HWY_ATTR {
+    const Int4<decltype(d)> f{{to.K, group}, q, scales, zeros};
+    if constexpr (longest) {
+      product(d, f, to, begin, end);
+    } else {
+      product_by_rows(d, f, to, begin, end);
+    }
+  });
+}
+
+void widened_int4(std::int64_t K, const std::uint8_t* q, const std::uint16_t* scales, const std::uint8_t* zeros,
+                  std::int64_t group, float* out, std::int64_t begin, std::int64_t end) {
+  with_vectors_for(group, [&](auto d, auto) HWY_ATTR {
+    widened(d, Int4<decltype(d)>{{K, group}, q, scales, zeros}, K, out, begin, end);
+  });
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace nanochat_x::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace nanochat_x::kernels {
+
+HWY_EXPORT(product_int4);
+HWY_EXPORT(widened_int4);
+
+void linear_int4(const float* x, std::int64_t M, std::int64_t K, const std::uint8_t* q, const std::uint16_t* scales,
+                 const std::uint8_t* zeros, std::int64_t group, float* y, std::int64_t y_stride, std::int64_t begin,
+                 std::int64_t end) {
+  check_batch(M);
+  check_width(K);
+  check_group(K, group);
+  check_rows(begin, end);
+  HWY_DYNAMIC_DISPATCH(product_int4)({x, K, M, K, y, y_stride}, q, scales, zeros, group, begin, end);
+}
+
+void widen_int4(std::int64_t K, const std::uint8_t* q, const std::uint16_t* scales, const std::uint8_t* zeros,
+                std::int64_t group, float* out, std::int64_t begin, std::int64_t end) {
+  check_width(K);
+  check_group(K, group);
+  check_rows(begin, end);
+  HWY_DYNAMIC_DISPATCH(widened_int4)(K, q, scales, zeros, group, out, begin, end);
+}
+
+}  // namespace nanochat_x::kernels
+#endif

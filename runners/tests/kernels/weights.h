@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace nanochat_x::test {
+
+enum class Format { float32, bfloat16, float16, int8, int4 };
+
+/// A matrix of weights as it is stored, and what it means, exactly. What is stored begins one element behind an
+/// allocation and ends with it: nothing is aligned, and a sanitizer sees what is read too much.
+struct Weights {
+  Format format;
+  std::int64_t N, K, group;
+  std::vector<std::uint8_t> bytes;    // one element too many, at the begin
+  std::vector<std::uint16_t> scales;  // as `bytes`
+  std::vector<std::uint8_t> zeros;    // as `bytes`
+  std::vector<double> exact;          // [N, K]
+
+  const void* stored() const;
+  void multiply(const float* x, std::int64_t M, float* y, std::int64_t y_stride, std::int64_t begin,
+                std::int64_t end) const;
+  std::vector<float> widened(std::int64_t begin, std::int64_t end) const;
+};
+
+/// Random ones. `group` counts for int8 and int4.
+Weights random_weights(Format format, std::int64_t N, std::int64_t K, std::int64_t group, std::uint32_t seed);
+
+/// Uniform in [-1, 1).
+std::vector<float> random_floats(std::size_t count, std::uint32_t seed);
+
+std::string name_of(Format format);
+kernels::Type type_of(Format format);
+
+/// Bits of 16-bit numbers, of either sign, normal and subnormal, none larger than 2 in magnitude; and their values.
+std::uint16_t random_bits(Format format, std::uint32_t random);
+double value_of(Format format, std::uint16_t bits);
+
+}  // namespace nanochat_x::test
