@@ -31,10 +31,16 @@ class Layout:
 def layout(tensors: Mapping[str, torch.Tensor]) -> Layout:
     """The file that `write_safetensors` writes for these tensors.
 
-    Larger elements come first, so that each tensor is aligned to its element. Raises BundleError for a dtype that the
-    format lacks.
+    Tensors of whole cache lines come first, so that each of them begins with one: what is read with vectors is never
+    split between two. Then larger elements, so that each tensor is aligned to its element. Raises BundleError for a
+    dtype that the format lacks.
     """
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), -tensors[name].numel(), name))
+
+    def order(name: str) -> tuple[bool, int, int, str]:
+        size, count = tensors[name].element_size(), tensors[name].numel()
+        return size * count % _ALIGNMENT != 0, -size, -count, name
+
+    names = sorted(tensors, key=order)
     header: dict[str, Any] = {}
     offset = 0
     for name in names:
