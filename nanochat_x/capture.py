@@ -10,10 +10,11 @@ import torch
 import torch.fx.experimental._config
 from torch.export import Dim, ExportedProgram
 
+from nanochat_x import operators
 from nanochat_x.errors import CaptureError
 from nanochat_x.model import GPT
 from nanochat_x.spec import ModelSpec
-from nanochat_x.wrappers import ExportableGPT, ExportableGPTWithCache
+from nanochat_x.wrappers import ExportableGPT, ExportableGPTWithCache, empty_cache
 
 FULL_INPUTS = ("input_ids",)
 FULL_OUTPUTS = ("logits",)
@@ -34,11 +35,17 @@ class Captured:
     full: ExportedProgram  # input_ids [B, T] -> logits [B, T, vocab]
     cached: ExportedProgram | None  # the contract with a cache
     decode: ExportedProgram | None  # `cached` at T = R = 1, derived from it
+    own_operators: bool = False  # whether products and attention are the operators of operators.py
 
     def programs(self) -> dict[str, ExportedProgram]:
         """By their role in a bundle: `prefill`, `decode` and `full`, or `full` alone."""
         found = {"prefill": self.cached, "decode": self.decode, "full": self.full}
         return {role: program for role, program in found.items() if program is not None}
+
+    def operators(self) -> list[str]:
+        """Names of the own operators that the programs call, without the namespace, sorted."""
+        nodes = [node for program in self.programs().values() for node in program.graph.nodes]
+        return sorted({operators.NAMES[node.target] for node in nodes if node.target in operators.NAMES})
 
 
 def capture(model: GPT, max_seq_len: int, *, cached: bool = True) -> Captured:
@@ -46,24 +53,58 @@ def capture(model: GPT, max_seq_len: int, *, cached: bool = True) -> Captured:
 
     Raises CaptureError if torch.export cannot, or makes a dimension of the contract static.
     """
-    sizes = sizes_for_examples(model.spec, max_seq_len)
+    wrapper = ExportableGPTWithCache(model, max_seq_len) if cached else None
+    return _capture(
+        model.spec, model.dtype, max_seq_len, ExportableGPT(model, max_seq_len), wrapper, model.own_operators
+    )
+
+
+def without_operators(captured: Captured) -> Captured:
+    """The same programs of ATen operators alone, for a target that has no kernels of ours; derived, not a new capture.
+
+    Raises CaptureError as `capture` does.
+    """
+    if not captured.own_operators:
+        return captured
+    cached = None if captured.cached is None else _composed(captured.cached)
+    return _capture(captured.spec, captured.dtype, captured.max_seq_len, _composed(captured.full), cached, False)
+
+
+def _composed(program: ExportedProgram) -> torch.nn.Module:
+    """A captured program as a module whose own operators are calls of what they are made of."""
+    module = program.module(check_guards=False)
+    for node in module.graph.nodes:
+        node.target = operators.COMPOSED.get(node.target, node.target)
+    module.recompile()
+    return module
+
+
+def _capture(
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    max_seq_len: int,
+    full_module: torch.nn.Module,
+    cached_module: torch.nn.Module | None,
+    own_operators: bool,
+) -> Captured:
+    sizes = sizes_for_examples(spec, max_seq_len)
     batch, steps, slots, kept = next(sizes), next(sizes), next(sizes), next(sizes)
     ids = torch.zeros(batch, steps, dtype=torch.long)
-    full = export_program(ExportableGPT(model, max_seq_len), (ids,), (dict(enumerate(_dims(max_seq_len)[:2])),))
+    full = export_program(full_module, (ids,), (dict(enumerate(_dims(max_seq_len)[:2])),))
     _check_dynamic(full, "full", {"input_ids": (0, 1)})
-    if not cached:
-        return Captured(model.spec, model.dtype, max_seq_len, full, None, None)
+    if cached_module is None:
+        return Captured(spec, dtype, max_seq_len, full, None, None, own_operators)
 
-    wrapper = ExportableGPTWithCache(model, max_seq_len)
-    whole = export_program(wrapper, cached_example(wrapper, batch, steps, slots, kept), _cached_dims(max_seq_len))
+    example = cached_example(spec, dtype, batch, steps, slots, kept)
+    whole = export_program(cached_module, example, _cached_dims(max_seq_len))
     cache = {"cache_k": (1, 3), "cache_v": (1, 3), "position": (0,)}
     _check_dynamic(whole, "cached", {"input_ids": (0, 1), **cache, "logits_to_keep": (0,)})
 
     # The step of one token is by far the most frequent one, and a compiler does better when it knows T = 1.
-    one = cached_example(wrapper, batch, 1, slots, 1)
+    one = cached_example(spec, dtype, batch, 1, slots, 1)
     decode = export_program(whole.module(check_guards=False), one, _cached_dims(max_seq_len, decode=True))
     _check_dynamic(decode, "decode", {"input_ids": (0,), **cache})
-    return Captured(model.spec, model.dtype, max_seq_len, full, whole, decode)
+    return Captured(spec, dtype, max_seq_len, full, whole, decode, own_operators)
 
 
 def describe_contract(captured: Captured, *, cache_by_layer: bool = False) -> dict[str, Any]:
@@ -109,10 +150,10 @@ def _with_one_step(part: Any) -> Any:
 
 
 def cached_example(
-    wrapper: ExportableGPTWithCache, batch: int, steps: int, slots: int, kept: int
+    spec: ModelSpec, dtype: torch.dtype, batch: int, steps: int, slots: int, kept: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Arguments of a cached program: zeros of the contract's shapes, rows at position 0."""
-    cache_k, cache_v = wrapper.empty_cache(batch, slots)
+    cache_k, cache_v = empty_cache(spec, dtype, batch, slots)
     ids = torch.zeros(batch, steps, dtype=torch.long)
     position, logits_to_keep = torch.zeros(batch, dtype=torch.long), torch.zeros(kept, dtype=torch.long)
     return ids, torch.zeros(batch, 1, dtype=torch.long), cache_k, cache_v, position, logits_to_keep

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from nanochat_x import __version__
 from nanochat_x.build import ensure_built
 from nanochat_x.bundle import TOKENIZER, WEIGHTS, list_files, write_manifest
-from nanochat_x.capture import Captured, capture, describe_contract
+from nanochat_x.capture import Captured, capture, describe_contract, without_operators
 from nanochat_x.checkpoint import Checkpoint, CheckpointFiles, choose_checkpoint, load_checkpoint
 from nanochat_x.console import Progress, format_size
 from nanochat_x.errors import BundleError, UsageError
@@ -119,13 +119,20 @@ def _lower(
         )
     weights = prepare_weights(checkpoint.weights, dtype)
     with progress.stage("capture"):
-        captured = capture(GPT.from_weights(checkpoint.spec, weights, dtype), max_seq_len, cached=request.cached)
+        own = any(target.own_operators for target in targets.values())
+        gpt = GPT.from_weights(checkpoint.spec, weights, dtype, own_operators=own)
+        captured = capture(gpt, max_seq_len, cached=request.cached)
     model = _Model(checkpoint, weights, captured)
+    composed: _Model | None = None
     results = []
     for name, target in targets.items():
         if len(targets) > 1:
             progress.note(f"{name}:")
-        results.append(_write_bundle(request, target, model, outputs[name], progress))
+        if captured.own_operators and not target.own_operators and composed is None:
+            with progress.stage("replace own operators"):
+                composed = replace(model, captured=without_operators(captured))
+        chosen = model if target.own_operators or composed is None else composed
+        results.append(_write_bundle(request, target, chosen, outputs[name], progress))
     return results
 
 
@@ -238,6 +245,7 @@ def make_manifest(
         "contract": describe_contract(captured, cache_by_layer=lowered.cache_by_layer),
         "machine": _machine_json(lowered.machine),
         "programs": lowered.programs,
+        **({"operators": captured.operators()} if captured.own_operators else {}),
         **({"limits": lowered.limits} if lowered.limits else {}),
         "weights": WEIGHTS if lowered.weights else "",
         "tokenizer": TOKENIZER,

@@ -12,8 +12,8 @@ from nanochat_x.errors import BundleError
 from nanochat_x.quoting import quoted
 from nanochat_x.regular_file import open_regular, read_regular
 
-#: 2: cached programs take `logits_to_keep`.
-SCHEMA_VERSION = 2
+#: 2: cached programs take `logits_to_keep`. 3: programs may call operators of this project, listed in `operators`.
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 _LARGEST_MANIFEST = 16 << 20  # bytes; a real one has about 100 kB, and the runner takes no larger one either
 MANIFEST_HASH = "manifest.sha256"  # lower-case hex SHA-256 of manifest.json, and a newline

@@ -18,13 +18,14 @@ copies its new rows, never the past.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanochat_x import operators
 from nanochat_x.spec import ModelSpec
 
 
@@ -39,12 +40,14 @@ class KVCache(NamedTuple):
 class Linear(nn.Module):
     """`x @ weight.T` without bias; the weight is brought to x's dtype, as nanochat does."""
 
+    product: Callable[[Tensor, Tensor], Tensor] = staticmethod(F.linear)
+
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return self.product(x, self.weight.to(x.dtype))
 
 
 class Gate(Linear):
@@ -71,7 +74,7 @@ class Embedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Parameters of one layer's attention; `GPT._attention` computes it."""
+    """Parameters of one layer's attention; `GPT._project` and `GPT.attention` compute it."""
 
     def __init__(self, spec: ModelSpec, layer: int) -> None:
         super().__init__()
@@ -122,13 +125,15 @@ class GPT(nn.Module):
     """A nanochat model.
 
     `dtype` is the dtype of the computation: float32, bfloat16, float16, or float64 for a reference, which
-    keeps float32's tables: the same function, computed more exactly.
+    keeps float32's tables: the same function, computed more exactly. `own_operators`: products and attention are the
+    operators of operators.py, for programs whose runner has kernels for them; else they are ATen's.
     """
 
-    def __init__(self, spec: ModelSpec, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, spec: ModelSpec, dtype: torch.dtype = torch.float32, *, own_operators: bool = False) -> None:
         super().__init__()
         self.spec = spec
         self.dtype = dtype
+        self.own_operators = own_operators
         self.transformer = Transformer(spec)
         self.lm_head = Linear(spec.n_embd, spec.vocab_size)
         if spec.lambdas:
@@ -144,15 +149,26 @@ class GPT(nn.Module):
             self.smear_lambda = nn.Parameter(torch.zeros(1), requires_grad=False)
         if spec.backout_layer is not None:
             self.backout_lambda = nn.Parameter(torch.zeros(1), requires_grad=False)
+        self.attention = operators.attention if own_operators else operators.attention_composed
+        for module in self.modules() if own_operators else ():
+            if isinstance(module, Linear):
+                module.product = operators.linear
 
     @classmethod
-    def from_weights(cls, spec: ModelSpec, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> GPT:
+    def from_weights(
+        cls,
+        spec: ModelSpec,
+        weights: Mapping[str, Tensor],
+        dtype: torch.dtype = torch.float32,
+        *,
+        own_operators: bool = False,
+    ) -> GPT:
         """A model over these tensors (not copied; rows beyond the vocabulary are left off by a view).
 
         Raises RuntimeError if a tensor is missing, unknown or of the wrong shape.
         """
         with torch.device("meta"):
-            model = cls(spec, dtype)
+            model = cls(spec, dtype, own_operators=own_operators)
         cropped = {
             name: tensor[: spec.vocab_size] if _has_vocab_rows(name) else tensor for name, tensor in weights.items()
         }
@@ -190,7 +206,7 @@ class GPT(nn.Module):
             h = self._norm(x)
             q, k, v = self._project(i, block.attn, h, ids, rotary)
             past = None if cache is None else (cache.k[i], cache.v[i], cache.position)
-            x = x + block.attn.c_proj(attention(q, k, v, past, spec.windows[i]))
+            x = x + block.attn.c_proj(self.attention(q, k, v, past, spec.windows[i]))
             x = x + block.mlp(self._norm(x))
             if i == spec.backout_layer:
                 x_mid = x
@@ -227,7 +243,7 @@ class GPT(nn.Module):
     def _project(
         self, layer: int, attn: Attention, h: Tensor, ids: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """q [B, H, T, D] and k, v [B, H_kv, T, D]: gated value embedding, rotary, norm and scale done."""
+        """q [B, T, H, D] and k, v [B, H_kv, T, D]: gated value embedding, rotary, norm and scale done."""
         spec = self.spec
         batch, steps = ids.shape
         q = attn.c_q(h).view(batch, steps, spec.n_head, spec.head_dim)
@@ -240,7 +256,7 @@ class GPT(nn.Module):
         q, k = self._norm(rotate(q, *rotary)), self._norm(rotate(k, *rotary))
         if spec.qk_scale != 1.0:
             q, k = q * spec.qk_scale, k * spec.qk_scale
-        return _contiguous(q.transpose(1, 2)), _contiguous(k.transpose(1, 2)), _contiguous(v.transpose(1, 2))
+        return q, _contiguous(k.transpose(1, 2)), _contiguous(v.transpose(1, 2))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -252,59 +268,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor, Tensor] | None, window: int | None
-) -> Tensor:
-    """Causal attention of T new tokens over their row's past and themselves, scale 1 / sqrt(D).
-
-    q [B, H, T, D]; k, v [B, H_kv, T, D], row-major; past = (k, v [B, H_kv, S, D], position [B]), row b
-    holding position[b] entries. The query at position p sees keys p - window .. p. Returns [B, T, H * D].
-
-    Scores over the past and over the new tokens are computed apart and joined before the softmax, so that keys and
-    values are never concatenated: that would copy the whole cache at every step.
-    """
-    batch, heads, steps, width = q.shape
-    kv_heads = k.shape[1]
-    # The H / H_kv query heads of one KV head become more rows of one product: keys are never repeated. Products are
-    # plain bmm: matmul's broadcasting would make torch.export guard against batches and sequences of length 1.
-    rows = batch, kv_heads, heads // kv_heads, steps
-    q = (q * width**-0.5).view(batch * kv_heads, -1, width)
-    k, v = k.view(batch * kv_heads, steps, width), v.view(batch * kv_heads, steps, width)
-    offsets = torch.arange(steps, device=q.device)
-    distance = offsets[:, None] - offsets[None, :]  # [T, T]: how far key t' lies behind query t
-    visible = distance >= 0
-    if window is not None:
-        visible = visible & (distance <= window)
-    scores = _masked(torch.bmm(q, k.transpose(1, 2)), visible, rows)
-    if past is None:
-        out = torch.bmm(_softmax(scores), v)
-    else:
-        past_k, past_v, position = past
-        slots = past_k.shape[2]
-        past_k, past_v = (p.view(batch * kv_heads, slots, width) for p in (past_k, past_v))
-        behind = (position[:, None] + offsets)[..., None] - torch.arange(slots, device=q.device)  # [B, T, S]
-        visible = behind > offsets[:, None]  # the slot is live: its index is below position[b]
-        if window is not None:
-            visible = visible & (behind <= window)
-        past_scores = _masked(torch.bmm(q, past_k.transpose(1, 2)), visible[:, None, None], rows)
-        weights = _softmax(torch.cat([past_scores, scores], dim=-1))
-        out = torch.bmm(weights.narrow(-1, 0, slots), past_v) + torch.bmm(weights.narrow(-1, slots, steps), v)
-    return _contiguous(out.view(batch, heads, steps, width).transpose(1, 2)).view(batch, steps, heads * width)
-
-
-def _masked(scores: Tensor, visible: Tensor, rows: tuple[int, int, int, int]) -> Tensor:
-    """scores [B * H_kv, group * T, K] with -inf where `visible` (broadcast to [*rows, K]) is false."""
-    return torch.where(visible, scores.view(*rows, scores.shape[2]), float("-inf")).view_as(scores)
-
-
 def _contiguous(x: Tensor) -> Tensor:
     """x in row-major layout. (`x.contiguous()` and `x.reshape()` make torch.export guard against sizes of 1.)"""
     return x.clone(memory_format=torch.contiguous_format)
-
-
-def _softmax(scores: Tensor) -> Tensor:
-    """Softmax over the keys; low precisions keep it in float32, as fused attention kernels do."""
-    return torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
 
 
 def rotary_tables(spec: ModelSpec, positions: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

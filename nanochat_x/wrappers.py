@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nanochat_x.model import GPT, KVCache, rotary_tables
+from nanochat_x.spec import ModelSpec
 
 
 class _Exportable(nn.Module):
@@ -60,10 +61,14 @@ class ExportableGPTWithCache(_Exportable):
         return out
 
     def empty_cache(self, batch: int, capacity: int) -> tuple[Tensor, Tensor]:
-        """Zeroed cache_k and cache_v with room for `capacity` positions."""
-        spec = self.model.spec
-        shape = (spec.n_layer, batch, spec.n_kv_head, capacity, spec.head_dim)
-        return torch.zeros(shape, dtype=self.model.dtype), torch.zeros(shape, dtype=self.model.dtype)
+        """`empty_cache` for this model."""
+        return empty_cache(self.model.spec, self.model.dtype, batch, capacity)
+
+
+def empty_cache(spec: ModelSpec, dtype: torch.dtype, batch: int, capacity: int) -> tuple[Tensor, Tensor]:
+    """Zeroed cache_k and cache_v with room for `capacity` positions."""
+    shape = (spec.n_layer, batch, spec.n_kv_head, capacity, spec.head_dim)
+    return torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
 
 
 def append_to_cache(cache: Tensor, new: Tensor, position: Tensor) -> None:

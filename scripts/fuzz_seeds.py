@@ -31,7 +31,7 @@ def manifests() -> Iterator[dict[str, Any]]:
     """One for each kind of bundle (docs/bundle.md)."""
     files = ["prefill.so", "decode.so", "full.so", "weights.safetensors", "tokenizer.json"]
     manifest = {
-        "schema_version": 2, "nanochat_x_version": "0.1.0", "target": "aoti", "dtype": "float32",
+        "schema_version": 3, "nanochat_x_version": "0.1.0", "target": "aoti", "dtype": "float32",
         "model": {"generation": "smear", "n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 256,
                   "vocab_size": 2048, "sequence_len": 512},
         "max_seq_len": 512, "checkpoint": {"source": "sft", "tag": "d4", "step": 1, "notes": []}, "contract": {},
@@ -48,7 +48,7 @@ def manifests() -> Iterator[dict[str, Any]]:
     yield manifest | {
         "target": "executorch", "limits": {"batch": 8, "steps": 64}, "machine": {"runtime_version": "1.5"}
     }  # fmt: skip
-    yield manifest | {"schema_version": 3, "verification": {"summary": "x"}}
+    yield manifest | {"schema_version": 4, "verification": {"summary": "x"}}
 
 
 def cut_tokenizer(tokens: int, pattern: str) -> str:

@@ -25,7 +25,7 @@ from nanochat_x.target import Lowered, Machine
 from nanochat_x.targets.quiet import quiet
 
 DTYPES = frozenset({"float32", "bfloat16", "float16"})
-OPTIONS = frozenset({"march"})
+OPTIONS = frozenset({"march", "kernels"})
 
 #: gcc and clang define a macro for each instruction set that they may use. The names are those that a runner knows.
 _FEATURE_MACROS = {
@@ -41,14 +41,28 @@ _FEATURE_MACROS = {
 }  # fmt: skip
 
 
+#: Operator -> declaration of the function that compiled programs call. Inductor makes the name from the operator's.
+C_FUNCTIONS: dict[Any, str] = {
+    torch.ops.nanochat_x.linear.default: "AOTITorchError aoti_torch_cpu_linear("
+    "AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* result)",
+    torch.ops.nanochat_x.attention.default: "AOTITorchError aoti_torch_cpu_attention("
+    "AtenTensorHandle q, AtenTensorHandle k, AtenTensorHandle v, AtenTensorHandle* past_k, AtenTensorHandle* past_v,"
+    " AtenTensorHandle* position, int64_t window, AtenTensorHandle* result)",
+}
+
+
 class Aoti:
     """Lowers to a shared object a program: `prefill.so`, `decode.so` and `full.so`."""
 
     name = "aoti"
 
-    def __init__(self, march: str = "native") -> None:
-        """`march` is a name that the C++ compiler knows, or `native`. Raises LoweringError if it does not."""
+    def __init__(self, march: str = "native", kernels: str = "own") -> None:
+        """`march` is a name that the C++ compiler knows, or `native`. Raises LoweringError if it does not.
+
+        `kernels`: `own` takes operators of this project, `stock` what Inductor and ATen have.
+        """
         self.march = march
+        self.own_operators = kernels == "own"
         self.machine = Machine(
             platform=platform.system().lower(),
             architecture=platform.machine(),
@@ -98,6 +112,8 @@ class Aoti:
             "cpp.dynamic_threads": True,
             "cpp.march": self.march,
             "cpp.cxx": (None, find_compiler()),
+            # Own operators are calls of C functions that the runner has (runners/backends/operators_c.cpp).
+            "aot_inductor.custom_ops_to_c_shims": {op: [declaration] for op, declaration in C_FUNCTIONS.items()},
         }
         simdlen = _simdlen(self.march)
         if simdlen is not None:
@@ -105,9 +121,9 @@ class Aoti:
         return options
 
 
-def make_target(*, will_run: bool = False, march: str = "native") -> Aoti:
+def make_target(*, will_run: bool = False, march: str = "native", kernels: str = "own") -> Aoti:
     """The target; `will_run`: its programs are to be run on this machine. Raises LoweringError if they cannot."""
-    target = Aoti(march)
+    target = Aoti(march, kernels)
     missing = [name for name in target.machine.cpu_features if name not in _cpu_features("native")]
     if will_run and missing:
         raise LoweringError(

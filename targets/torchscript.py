@@ -21,7 +21,7 @@ from nanochat_x.target import Lowered, Machine
 from nanochat_x.targets.torchscript_source import MethodSource, method_source
 
 DTYPES = frozenset({"float32", "bfloat16", "float16"})
-OPTIONS: frozenset[str] = frozenset()
+OPTIONS = frozenset({"kernels"})
 
 FILE = "model.pt"
 
@@ -38,6 +38,10 @@ class TorchScript:
 
     name = "torchscript"
 
+    def __init__(self, kernels: str = "own") -> None:
+        """`kernels`: `own` takes operators of this project, `stock` ATen's alone, which every libtorch has."""
+        self.own_operators = kernels == "own"
+
     def lower(self, captured: Captured, folder: Path, progress: Progress) -> Lowered:
         """Writes the file into `folder`. Raises LoweringError for what cannot be said in TorchScript."""
         programs = captured.programs()
@@ -52,10 +56,10 @@ class TorchScript:
         return Lowered(programs=dict.fromkeys(programs, FILE), machine=Machine(runtime_version=version))
 
 
-def make_target(*, will_run: bool = False) -> TorchScript:
+def make_target(*, will_run: bool = False, kernels: str = "own") -> TorchScript:
     """The target; its file runs wherever libtorch does, so `will_run` asks nothing of this machine."""
     del will_run
-    return TorchScript()
+    return TorchScript(kernels)
 
 
 def script_module(programs: Mapping[str, ExportedProgram]) -> torch.jit.ScriptModule:

@@ -1,4 +1,4 @@
-"""An ExportedProgram as the text of a TorchScript method: one line a node, every call an ATen operator by its schema.
+"""An ExportedProgram as the text of a TorchScript method: one line a node, every call an operator by its schema.
 
 The text is written from the captured graph and not by tracing or scripting the model's code: what TorchScript computes
 is what was captured. Sizes stay expressions of the inputs' sizes, so the method is as dynamic as the capture.
@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 
+from nanochat_x import operators
 from nanochat_x.errors import LoweringError
 
 aten = torch.ops.aten
@@ -143,7 +144,7 @@ class _Writer:
         if target in _INTEGER_OPERATORS:
             left, right = (self._value(node, arg) for arg in args)
             return f"{left} {_INTEGER_OPERATORS[target]} {right}", []
-        if target not in OPERATORS or not isinstance(target, torch._ops.OpOverload):
+        if target not in OPERATORS | operators.NAMES.keys() or not isinstance(target, torch._ops.OpOverload):
             raise self._no_torchscript(node, str(target))
         schema = target._schema
         values = [self._value(node, arg) for arg in args]
@@ -156,7 +157,7 @@ class _Writer:
         if any(isinstance(arg, (int, float)) and str(argument.type) == "Tensor" for arg, argument in pairs):
             overload = "Scalar"  # what Python hands over as a tensor of one number, TorchScript has an overload for
         full = f"{schema.name}.{overload}" if overload else schema.name
-        return f"torch.ops.aten.{schema.name.removeprefix('aten::')}({', '.join(values)})", [full]
+        return f"torch.ops.{schema.name.replace('::', '.')}({', '.join(values)})", [full]
 
     def _value(self, node: Node, value: Any) -> str:
         """An argument as TorchScript writes it."""

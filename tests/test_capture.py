@@ -16,8 +16,10 @@ from nanochat_x.capture import (
     capture,
     describe_contract,
     sizes_for_examples,
+    without_operators,
 )
 from nanochat_x.errors import CaptureError
+from nanochat_x.model import GPT
 from nanochat_x.wrappers import ExportableGPT, ExportableGPTWithCache
 
 SMEAR = "2026-07-smear"
@@ -89,6 +91,41 @@ def test_programs_mutate_nothing() -> None:
         assert not signature.user_inputs_to_mutate
 
 
+@cache
+def with_operators(name: str) -> Captured:
+    spec, weights = weights_of(name)
+    return capture(GPT.from_weights(spec, weights, own_operators=True), MAX_SEQ_LEN)
+
+
+@pytest.mark.parametrize(("batch", "steps", "slots"), SHAPES)
+def test_own_operators_compute_the_same(batch: int, steps: int, slots: int) -> None:
+    """By what they are made of, which is what Python computes for them; guards on."""
+    captured = with_operators(SMEAR)
+    assert captured.operators() == ["attention", "linear"]
+    args = example(SMEAR, batch, steps, slots)
+    expected = ExportableGPTWithCache(model_of(SMEAR), MAX_SEQ_LEN)(*args)
+    for role in ("prefill", "decode") if steps == 1 else ("prefill",):
+        for got, want in zip(captured.programs()[role].module(check_guards=True)(*args), expected, strict=True):
+            assert got.shape == want.shape
+            assert got.numel() == 0 or largest(got - want) < 1e-6
+
+
+@pytest.mark.parametrize("name", [NAMES[0], SMEAR])
+def test_without_operators_is_what_is_captured_without_them(name: str) -> None:
+    plain, derived = captured_of(name), without_operators(with_operators(name))
+    assert without_operators(plain) is plain
+    assert derived.operators() == plain.operators() == []
+    for role, program in plain.programs().items():
+        other = derived.programs()[role]
+        assert [node.target for node in other.graph.nodes if node.op == "call_function"] == [
+            node.target for node in program.graph.nodes if node.op == "call_function"
+        ]
+        assert list(other.state_dict) == list(program.state_dict)
+        assert sorted(map(str, other.range_constraints.values())) == sorted(
+            map(str, program.range_constraints.values())
+        )
+
+
 def test_a_specialised_dimension_is_caught() -> None:
     class Fixed(torch.nn.Module):
         def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -110,7 +147,7 @@ def testsizes_for_examples_are_no_size_of_the_model(name: str) -> None:
 def test_contract_names_what_the_program_takes() -> None:
     captured = captured_of(SMEAR)
     contract = describe_contract(captured)
-    args = cached_example(ExportableGPTWithCache(model_of(SMEAR), MAX_SEQ_LEN), 3, 7, 11, 5)
+    args = cached_example(weights_of(SMEAR)[0], torch.float32, 3, 7, 11, 5)
     sizes = {"B": 3, "T": 7, "S": 11, "R": 5}
     assert list(contract["prefill"]["inputs"]) == list(CACHED_INPUTS)
     for tensor, described in zip(args, contract["prefill"]["inputs"].values(), strict=True):

@@ -1,4 +1,4 @@
-"""The C++ tests (doctest, runners/tests), one pytest test for each test case: of the core, the kernels and the whole program."""
+"""The C++ tests (doctest, runners/tests), one pytest test a case: core, kernels, operators and program."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from nanochat_x.build import executable
 
 SOURCES = Path(__file__).resolve().parent.parent / "runners" / "tests"
 #: executable -> the folder of its sources
-SUITES = {"core_tests": SOURCES, "program_tests": SOURCES / "program", "kernels_tests": SOURCES / "kernels"}
+SUITES = {
+    "core_tests": SOURCES,
+    "program_tests": SOURCES / "program",
+    "kernels_tests": SOURCES / "kernels",
+    "operators_tests": SOURCES / "operators",
+}
 
 
 def cases_in_sources(suite: str) -> list[str]:

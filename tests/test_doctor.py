@@ -338,7 +338,7 @@ def test_files_that_were_changed_or_lost(copied_bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda m: m.update(schema_version=3), "has schema 3, this program reads 2"),
+        (lambda m: m.update(schema_version=4), "has schema 4, this program reads 3"),
         (lambda m: m.pop("machine"), "machine is missing or mistyped"),
     ],
 )

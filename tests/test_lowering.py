@@ -31,7 +31,7 @@ from nanochat_x.console import Progress, Silent
 from nanochat_x.errors import BundleError, LoweringError, ParityError, UsageError
 from nanochat_x.lowering import LowerRequest, lower
 from nanochat_x.manifest import check_files, describe_bundle, read_manifest, sha256
-from nanochat_x.safetensors_file import write_safetensors
+from nanochat_x.safetensors_file import layout, write_safetensors
 from nanochat_x.staging import only_writer, staged_folder
 from nanochat_x.target import Lowered, Machine
 
@@ -42,6 +42,7 @@ class StubTarget:
     """Writes files at once instead of compiling."""
 
     name = "aoti"
+    own_operators = False
 
     def lower(self, captured: Captured, folder: Path, progress: Progress) -> Lowered:
         for role in ("prefill", "decode", "full"):
@@ -96,7 +97,7 @@ def test_what_a_bundle_holds(request_to: LowerRequest, use_target: Callable[[Stu
     (result,) = lower(request_to, Silent())
     manifest = json.loads((result.bundle / "manifest.json").read_text())
     assert manifest == result.manifest
-    assert manifest["schema_version"] == 2
+    assert manifest["schema_version"] == 3
     assert manifest["max_seq_len"] == 64
     assert manifest["verification"] is None
     assert manifest["model"]["generation"] == "lambdas"
@@ -345,6 +346,16 @@ def test_weights_as_others_read_them(tmp_path: Path) -> None:
         write_safetensors(file, {"x": torch.zeros(2, dtype=torch.complex64)})
 
 
+def test_tensors_of_whole_cache_lines_begin_with_one() -> None:
+    """In a file of 16-bit weights too, whose gates are float32."""
+    tensors = {"gate": torch.ones(1, 12), "w": torch.ones(48, 64).bfloat16(), "v": torch.ones(8, 32).half()}
+    places = layout(tensors).places
+    assert list(places) == ["w", "v", "gate"]
+    assert [places[name][0] % 64 for name in ("w", "v")] == [0, 0]
+    odd = layout({"a": torch.ones(3).half(), "b": torch.ones(2), "c": torch.ones(1, dtype=torch.int64)}).places
+    assert list(odd) == ["c", "b", "a"]
+
+
 @pytest.fixture
 def small_bundle(tmp_path: Path) -> Path:
     """A folder with a manifest that Python's reader takes."""
@@ -352,7 +363,7 @@ def small_bundle(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "a.so").write_bytes(b"code")
     manifest = {
-        "schema_version": 2, "target": "aoti", "dtype": "float32", "model": {}, "max_seq_len": 4, "checkpoint": {},
+        "schema_version": 3, "target": "aoti", "dtype": "float32", "model": {}, "max_seq_len": 4, "checkpoint": {},
         "machine": {}, "programs": {}, "tokenizer": "t", "files": list_files(folder),
     }  # fmt: skip
     write_manifest(folder, manifest)
@@ -371,9 +382,9 @@ def test_manifest_reader_takes_a_good_one(small_bundle: Path) -> None:
         ("[]", "has no schema_version"),
         ('{"schema_version": "1"}', "has no schema_version"),
         ('{"schema_version": true}', "has no schema_version"),
-        ('{"schema_version": 3}', "has schema 3, this program reads 2; update nanochat_x"),
-        ('{"schema_version": 1}', "has schema 1, this program reads 2; lower the model again"),
-        ('{"schema_version": 2}', "target is missing or mistyped"),
+        ('{"schema_version": 4}', "has schema 4, this program reads 3; update nanochat_x"),
+        ('{"schema_version": 1}', "has schema 1, this program reads 3; lower the model again"),
+        ('{"schema_version": 3}', "target is missing or mistyped"),
     ],
 )
 def test_manifest_reader_refuses(text: str, message: str, small_bundle: Path) -> None:

@@ -48,7 +48,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 MANIFEST = {
-    "schema_version": 2, "target": "aoti", "dtype": "float32", "model": {}, "max_seq_len": 8, "checkpoint": {},
+    "schema_version": 3, "target": "aoti", "dtype": "float32", "model": {}, "max_seq_len": 8, "checkpoint": {},
     "machine": {}, "programs": {}, "tokenizer": "tokenizer.json", "files": [],
 }  # fmt: skip
 

@@ -44,6 +44,12 @@ def script_bundle(lowered: Callable[..., Path]) -> Callable[..., Path]:
     return lambda name, dtype="float32": lowered(name, "torchscript", dtype)
 
 
+@pytest.fixture(scope="session")
+def stock_bundle(lowered: Callable[..., Path]) -> Callable[..., Path]:
+    """The bundle of one of tests/data/generations that any libtorch runs."""
+    return lambda name: lowered(name, "torchscript", kernels="stock")
+
+
 @pytest.fixture
 def copied(script_bundle: Callable[..., Path], tmp_path: Path) -> Path:
     """A copy of a small bundle that a test may spoil."""
@@ -51,7 +57,7 @@ def copied(script_bundle: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def load(bundle: Path) -> Any:
-    """The bundle's module, as anyone with torch loads it."""
+    """The bundle's module, as anyone with torch loads it; own operators are those that nanochat_x.operators defines."""
     return torch.jit.load(str(bundle / "model.pt"))  # type: ignore[no-untyped-call]
 
 
@@ -71,9 +77,9 @@ def test_transcripts(script_demo: Path, data_dir: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_plain_torch(name: str, script_bundle: Callable[..., Path]) -> None:
+def test_plain_torch(name: str, stock_bundle: Callable[..., Path]) -> None:
     golden = golden_of(name)
-    module = load(script_bundle(name))
+    module = load(stock_bundle(name))
     for case, ids in golden.input_ids.items():
         for _ in range(3):  # torch rewrites the method for the types and sizes of its first calls
             assert largest(module(ids) - golden.logits[case]) <= 2e-4
@@ -288,6 +294,20 @@ def test_a_missing_method(copied: Path, tmp_path: Path) -> None:
     assert re.search(r"'model\.pt' has no method (prefill|decode); lower the model again", refused(copied))
 
 
+def test_operators_are_listed_and_an_unknown_one_is_refused(copied: Path, stock_bundle: Callable[..., Path]) -> None:
+    assert json.loads((copied / "manifest.json").read_text())["operators"] == ["attention", "linear"]
+    assert "operators" not in json.loads((stock_bundle(SMALL) / "manifest.json").read_text())
+    edit_manifest(copied, lambda manifest: manifest["operators"].append("magic"))
+    assert "call the operator nanochat_x::magic, which this runner has not; build the runner anew" in refused(copied)
+    edit_manifest(copied, lambda manifest: manifest.update(operators="linear"))
+    assert "manifest.json: operators: " in refused(copied)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_stock_kernels(mode: str, stock_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    assert_golden_logits(stock_bundle(SMEAR), SMEAR, mode, tmp_path)
+
+
 def test_outputs_of_another_shape(copied: Path, tmp_path: Path) -> None:
     module = script_module({"full": exported(torch.tanh)})
     for name in ("prefill", "decode"):
@@ -346,9 +366,9 @@ def example_answer(command: list[str], name: str, bundle: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_python_example(name: str, script_bundle: Callable[..., Path], root: Path) -> None:
+def test_python_example(name: str, stock_bundle: Callable[..., Path], root: Path) -> None:
     example = root / "docs" / "examples" / "torchscript_continue.py"
-    assert example_answer([sys.executable, str(example)], name, script_bundle(name)) == golden_of(name).greedy_tokens
+    assert example_answer([sys.executable, str(example)], name, stock_bundle(name)) == golden_of(name).greedy_tokens
 
 
 @pytest.fixture(scope="session")
@@ -363,5 +383,5 @@ def cpp_example(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", [SMALL, SMEAR])
-def test_cpp_example(name: str, script_bundle: Callable[..., Path], cpp_example: Path) -> None:
-    assert example_answer([str(cpp_example)], name, script_bundle(name)) == golden_of(name).greedy_tokens
+def test_cpp_example(name: str, stock_bundle: Callable[..., Path], cpp_example: Path) -> None:
+    assert example_answer([str(cpp_example)], name, stock_bundle(name)) == golden_of(name).greedy_tokens

@@ -3,6 +3,10 @@
 #include <torch/csrc/inductor/aoti_runner/model_container_runner_cpu.h>
 #include <torch/version.h>
 
+#ifndef _WIN32
+#include <dlfcn.h>
+#endif
+
 #include <map>
 #include <memory>
 #include <string>
@@ -21,6 +25,7 @@ class AotiBackend final : public TorchBackend {
  public:
   AotiBackend(const Bundle& bundle, const BackendOptions& options)
       : TorchBackend(bundle, options), weights_(SafetensorsFile::open(bundle.path_of(bundle.manifest().weights))) {
+    check_operators();
     check_rows("cos", bundle.manifest().max_seq_len, "max_seq_len");
     check_rows("model.lm_head.weight", bundle.manifest().vocab_size, "vocab_size");
     // What nearly every use needs is loaded right after its hash was checked; chatting never loads `full`.
@@ -32,6 +37,21 @@ class AotiBackend final : public TorchBackend {
  private:
   std::vector<at::Tensor> call(const std::string& role, const std::vector<at::Tensor>& inputs) override {
     return program(role).run(inputs);
+  }
+
+  // Programs find the operators' functions by name among the symbols that the process shows; a call of one that is not
+  // there would end the process.
+  void check_operators() const {
+#ifndef _WIN32
+    for (const std::string& name : bundle().manifest().operators) {
+      const std::string symbol = "aoti_torch_cpu_" + name;
+      if (dlsym(RTLD_DEFAULT, symbol.c_str()) == nullptr) {
+        throw Error("the bundle's programs call " + symbol +
+                    ", which this program does not show to what it loads; link it with --export-dynamic-symbol=" +
+                    symbol + ", or lower with --kernels stock");
+      }
+    }
+#endif
   }
 
   // The programs read that many rows, whatever the file holds.

@@ -193,6 +193,7 @@ Manifest parse_manifest(std::string_view text, const std::string& where) {
   read_machine(manifest.object("machine"), out);
   read_programs(manifest, out);
   read_limits(manifest, out);
+  if (manifest.has("operators")) out.operators = manifest.strings("operators");
   // "" says that the weights are inside the programs
   if (!manifest.string("weights").empty()) out.weights = relative_path(manifest, "weights");
   out.tokenizer = relative_path(manifest, "tokenizer");

@@ -8,7 +8,7 @@
 namespace nanochat_x::internal {
 
 /// The largest schema version that this runner reads.
-inline constexpr std::int64_t kSchemaVersion = 2;
+inline constexpr std::int64_t kSchemaVersion = 3;
 
 /// Throws Error if the text of a manifest.json is none of an object, or of a schema that this runner does not read.
 /// Looks at nothing else.

@@ -26,7 +26,7 @@ inline nlohmann::json valid_manifest() {
     files.push_back(file(path, kAbc, kAbcHash));
   files.push_back(file("weights.safetensors", kTwoBlocks, kTwoBlocksHash));
   return {
-      {"schema_version", 2},
+      {"schema_version", 3},
       {"nanochat_x_version", "0.1.0"},
       {"target", "aoti"},
       {"dtype", "bfloat16"},

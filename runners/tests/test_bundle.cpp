@@ -44,7 +44,7 @@ TEST_CASE("a whole bundle is read") {
   const BundleFiles files;
   const Bundle bundle = Bundle::open(files.path());
   const Manifest& m = bundle.manifest();
-  CHECK(m.schema_version == 2);
+  CHECK(m.schema_version == 3);
   CHECK(m.target == "aoti");
   CHECK(m.dtype == "bfloat16");
   CHECK(m.generation == "smear");
@@ -119,16 +119,16 @@ TEST_CASE("no bundle there") {
 }
 
 TEST_CASE("a newer schema is refused before anything else") {
-  const std::string newer = "has schema version 3, but this runner reads schema 2; update nanochat_x";
-  CHECK(contains(text_error(R"({"schema_version": 3})"), newer));
-  CHECK(contains(text_error(R"({"files": 7, "schema_version": 3, "target": []})"), newer));
+  const std::string newer = "has schema version 4, but this runner reads schema 3; update nanochat_x";
+  CHECK(contains(text_error(R"({"schema_version": 4})"), newer));
+  CHECK(contains(text_error(R"({"files": 7, "schema_version": 4, "target": []})"), newer));
   CHECK(contains(text_error(R"({"schema_version": 18446744073709551615})"), "update nanochat_x"));
 }
 
 TEST_CASE("schema versions that cannot be") {
   for (const char* version : {"0", "-1"}) {
     CHECK(contains(text_error(std::string(R"({"schema_version": )") + version + "}"),
-                   "and this runner reads 2; lower it again"));
+                   "and this runner reads 3; lower it again"));
   }
   for (const char* version : {"1.0", "\"1\"", "null", "true", "1e30", "99999999999999999999"}) {
     CHECK(contains(text_error(std::string(R"({"schema_version": )") + version + "}"),
@@ -437,13 +437,13 @@ TEST_CASE("a manifest that was changed is refused") {
   CHECK(contains(changed(kTwoBlocksHash, std::string(64, '0')), refused));
   CHECK(contains(changed("\"max_seq_len\":1024", "\"max_seq_len\": 1024"), refused));  // means the same
   CHECK(contains(changed("\"target\"", "\"tarjet\""), refused));  // before what it says is looked at
-  CHECK(contains(changed("\"schema_version\":2", "\"schema_version\":3"), "update nanochat_x"));
+  CHECK(contains(changed("\"schema_version\":3", "\"schema_version\":4"), "update nanochat_x"));
 }
 
 TEST_CASE("manifest.sha256") {
   // from hashlib
-  const std::string text = R"({"schema_version": 2})";
-  const std::string hash = "a6cdd3787c664b3f83ea15cbd4bf741015a4817506801afabdacb77579626bb1";
+  const std::string text = R"({"schema_version": 3})";
+  const std::string hash = "9d3363945f1da1c1dc9ecdd7b3b75ab8482c5a2e63adb56a8905443c249a8293";
   const auto with_sum = [&](const std::string& sum) {
     return folder_error([&](const BundleFiles& f) {
       write_file(f / "manifest.json", text);
@@ -465,7 +465,7 @@ TEST_CASE("manifest.sha256") {
   // a newer schema is refused first, whatever became of the sum
   CHECK(contains(folder_error([](const auto& f) {
                    fs::remove(f / "manifest.sha256");
-                   write_file(f / "manifest.json", R"({"schema_version": 3})");
+                   write_file(f / "manifest.json", R"({"schema_version": 4})");
                  }),
                  "update nanochat_x"));
   CHECK(contains(open_error([](json& m) { m["files"][0]["path"] = "manifest.sha256"; }), "is made of the manifest"));

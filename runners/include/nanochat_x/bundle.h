@@ -34,6 +34,7 @@ struct Manifest {
   std::string runtime_version;                  ///< the least that the target's runtime must have; empty: any
   std::map<std::string, std::string> programs;  ///< role ("prefill", "decode", "full", ...) -> path of the file
   std::map<std::string, std::int64_t> limits;   ///< upper bounds of one call; none: those of the contract
+  std::vector<std::string> operators;           ///< of this project, that the programs call
   std::string weights;                          ///< path of the safetensors file; empty: inside the programs
   std::string tokenizer;                        ///< path of tokenizer.json
   std::vector<BundleFile> files;

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/from_blob.h>
+
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace nanochat_x::operators {
+
+/// How the kernels call a tensor's dtype. Throws c10::Error for one that they do not have.
+inline kernels::Type type_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat:
+      return kernels::Type::float32;
+    case at::kBFloat16:
+      return kernels::Type::bfloat16;
+    case at::kHalf:
+      return kernels::Type::float16;
+    default:
+      break;
+  }
+  TORCH_CHECK(false, "nanochat_x has no kernel for ", tensor.scalar_type());
+}
+
+/// Rows of `width` elements from `data`, which stays the owner, in float32: as they lie if they are, else a copy.
+inline at::Tensor float_rows(const void* data, at::ScalarType type, std::int64_t rows, std::int64_t width) {
+  return at::from_blob(const_cast<void*>(data), {rows, width}, at::TensorOptions(type)).to(at::kFloat);
+}
+
+/// Splits [0, count) between the threads, in pieces of at least `least`; on one thread where there is less.
+template <typename Function>
+void in_parallel(std::int64_t count, std::int64_t least, const Function& function) {
+  at::parallel_for(0, count, least, function);
+}
+
+}  // namespace nanochat_x::operators

@@ -1,0 +1,162 @@
+#include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "operators.h"
+
+using at::Tensor;
+namespace operators = nanochat_x::operators;
+
+namespace {
+
+// What float32 sums of `terms` products may be off by, for results and terms of about `size`: each of the additions
+// rounds once (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), and a result of 16 bits once more.
+double allowed(double terms, double size, at::ScalarType type) {
+  const double unit = type == at::kFloat ? 0x1p-24 : type == at::kBFloat16 ? 0x1p-8 : 0x1p-11;
+  return terms * 0x1p-23 * size + unit * size;
+}
+
+Tensor random(const std::vector<std::int64_t>& shape, at::ScalarType type) { return at::randn(shape).to(type); }
+
+double largest(const Tensor& difference) { return difference.numel() ? at::abs(difference).max().item<double>() : 0; }
+
+std::string error_of(const std::function<void()>& function) {
+  try {
+    function();
+  } catch (const c10::Error& error) {
+    return error.what_without_backtrace();
+  }
+  return "";
+}
+
+struct Shape {
+  std::int64_t batch, steps, heads, kv_heads, width, slots, window;
+};
+
+// softmax(q . k / sqrt(D)) v over the visible keys, in double.
+Tensor reference(const Tensor& q, const Tensor& k, const Tensor& v, const operators::Past* past, std::int64_t window) {
+  const Tensor qd = q.to(at::kDouble), kd = k.to(at::kDouble), vd = v.to(at::kDouble);
+  const std::int64_t batch = q.size(0), steps = q.size(1), heads = q.size(2), width = q.size(3),
+                     group = heads / k.size(1);
+  Tensor out = at::zeros({batch, steps, heads, width}, at::kDouble);
+  for (std::int64_t b = 0; b < batch; ++b) {
+    const std::int64_t position = past == nullptr ? 0 : past->position[b].item<std::int64_t>();
+    for (std::int64_t t = 0; t < steps; ++t) {
+      for (std::int64_t h = 0; h < heads; ++h) {
+        std::vector<Tensor> keys, values;
+        for (std::int64_t at = 0; at <= position + t; ++at) {
+          if (window >= 0 && at < position + t - window) continue;
+          const bool old = at < position;
+          keys.push_back(old ? past->k[b][h / group][at].to(at::kDouble) : kd[b][h / group][at - position]);
+          values.push_back(old ? past->v[b][h / group][at].to(at::kDouble) : vd[b][h / group][at - position]);
+        }
+        const Tensor scores = at::matmul(at::stack(keys), qd[b][t][h]) / std::sqrt(static_cast<double>(width));
+        out[b][t][h] = at::matmul(at::softmax(scores, 0), at::stack(values));
+      }
+    }
+  }
+  return out.view({batch, steps, heads * width});
+}
+
+}  // namespace
+
+TEST_CASE("operators: linear, few rows and many, every dtype") {
+  at::manual_seed(1);
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const std::int64_t rows : {1, 2, 16, 17, 100}) {
+      for (const auto& [columns, depth] : {std::pair{1, 1}, {7, 33}, {300, 128}, {513, 48}}) {
+        CAPTURE(static_cast<int>(type));
+        CAPTURE(rows);
+        CAPTURE(columns);
+        CAPTURE(depth);
+        const Tensor x = random({rows, depth}, type), weight = random({columns, depth}, type);
+        const Tensor exact = at::matmul(x.to(at::kDouble), weight.to(at::kDouble).t());
+        const Tensor y = operators::linear(x, weight);
+        CHECK((y.scalar_type() == type));
+        CHECK(y.sizes().vec() == exact.sizes().vec());
+        CHECK(largest(y.to(at::kDouble) - exact) <= allowed(depth, 4 * std::sqrt(depth) + 8, type));
+      }
+    }
+  }
+}
+
+TEST_CASE("operators: linear keeps leading dimensions, takes strided arguments and no rows at all") {
+  const Tensor x = random({3, 2, 5, 16}, at::kFloat), weight = random({16, 4}, at::kFloat).t();
+  const Tensor y = operators::linear(x.transpose(0, 1), weight);
+  CHECK(y.sizes().vec() == std::vector<std::int64_t>{2, 3, 5, 4});
+  const Tensor exact = at::matmul(x.transpose(0, 1).to(at::kDouble), weight.to(at::kDouble).t());
+  CHECK(largest(y.to(at::kDouble) - exact) <= allowed(16, 24, at::kFloat));
+  CHECK(operators::linear(at::zeros({0, 16}), weight).sizes().vec() == std::vector<std::int64_t>{0, 4});
+}
+
+TEST_CASE("operators: attention over past and new tokens, windows, ragged rows, every dtype") {
+  at::manual_seed(2);
+  const std::vector<Shape> shapes = {
+      {1, 1, 2, 2, 16, 0, -1},  {1, 1, 4, 1, 16, 40, -1},  {3, 1, 6, 3, 32, 70, 16},
+      {2, 8, 4, 2, 16, 9, 5},   {2, 9, 4, 2, 16, 30, -1},  {1, 70, 2, 1, 24, 100, 20},
+      {2, 130, 2, 2, 16, 5, 0}, {1, 65, 4, 4, 16, 64, 64}, {3, 10, 3, 1, 8, 200, 3},
+  };
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const Shape& s : shapes) {
+      CAPTURE(static_cast<int>(type));
+      CAPTURE(s.batch);
+      CAPTURE(s.steps);
+      CAPTURE(s.slots);
+      CAPTURE(s.window);
+      const Tensor q = random({s.batch, s.steps, s.heads, s.width}, type);
+      const Tensor k = random({s.batch, s.kv_heads, s.steps, s.width}, type), v = at::randn_like(k);
+      operators::Past past{random({s.batch, s.kv_heads, s.slots, s.width}, type),
+                           random({s.batch, s.kv_heads, s.slots, s.width}, type),
+                           at::randint(s.slots + 1, {s.batch}, at::kLong)};
+      past.position[0] = s.slots;
+      // Scores are sums of D products, results of as many values as there are keys; values are seldom beyond 5.
+      const double bound = 8 * allowed(static_cast<double>(s.width + s.slots + s.steps), 5, type);
+      const Tensor out = operators::attention(q, k, v, past, s.window);
+      CHECK((out.scalar_type() == type));
+      CHECK(largest(out.to(at::kDouble) - reference(q, k, v, &past, s.window)) <= bound);
+      const Tensor alone = operators::attention(q, k, v, std::nullopt, s.window);
+      CHECK(largest(alone.to(at::kDouble) - reference(q, k, v, nullptr, s.window)) <= bound);
+      if (s.slots > 0 && s.window != 0)
+        CHECK(largest(out.to(at::kDouble) - alone.to(at::kDouble)) > bound);  // the past counts
+    }
+  }
+}
+
+TEST_CASE("operators: what lies behind the live slots has no weight") {
+  const Tensor q = random({2, 12, 2, 16}, at::kFloat), k = random({2, 1, 12, 16}, at::kFloat);
+  operators::Past past{random({2, 1, 20, 16}, at::kFloat), random({2, 1, 20, 16}, at::kFloat),
+                       at::full({2}, 7, at::kLong)};
+  for (const std::int64_t steps : {1, 12}) {
+    const Tensor queries = q.narrow(1, 0, steps), keys = k.narrow(2, 0, steps);
+    const Tensor before = operators::attention(queries, keys, keys, past, -1);
+    operators::Past other{past.k.clone(), past.v.clone(), past.position};
+    other.k.narrow(2, 7, 13).fill_(std::numeric_limits<float>::quiet_NaN());
+    other.v.narrow(2, 7, 13).fill_(std::numeric_limits<float>::infinity());
+    CHECK(at::equal(operators::attention(queries, keys, keys, other, -1), before));
+  }
+}
+
+TEST_CASE("operators: shapes and dtypes that do not fit are refused") {
+  const Tensor x = at::zeros({2, 8}), weight = at::zeros({4, 8});
+  const auto holds = [](const std::string& text, const char* part) { return text.find(part) != std::string::npos; };
+  CHECK(holds(error_of([&] { operators::linear(x, at::zeros({4, 9})); }), "x [2, 8] does not fit a weight of [4, 9]"));
+  CHECK(holds(error_of([&] { operators::linear(x, weight.to(at::kHalf)); }), "x is Float, weight Half"));
+  CHECK(holds(error_of([&] { operators::linear(x.to(at::kDouble), weight.to(at::kDouble)); }), "no kernel for Double"));
+  const Tensor q = at::zeros({1, 1, 4, 8}), k = at::zeros({1, 2, 1, 8});
+  const auto attend = [&](const Tensor& query, const Tensor& cache, std::int64_t position) {
+    return error_of([&] {
+      operators::attention(query, k, k, operators::Past{cache, cache, at::full({1}, position, at::kLong)}, -1);
+    });
+  };
+  CHECK(attend(q, at::zeros({1, 2, 5, 8}), 5).empty());
+  CHECK(holds(attend(q, at::zeros({1, 2, 5, 8}), 6), "a position is not within the cache's 5 slots"));
+  CHECK(holds(attend(q, at::zeros({1, 2, 5, 8}), -1), "a position is not within the cache's 5 slots"));
+  CHECK(holds(attend(q, at::zeros({1, 1, 5, 8}), 1), "does not fit k [1, 2, 1, 8]"));
+  CHECK(holds(attend(at::zeros({1, 1, 3, 8}), at::zeros({1, 2, 5, 8}), 1), "do not fit together"));
+}
