@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,17 +35,16 @@ class Captured:
     full: ExportedProgram  # input_ids [B, T] -> logits [B, T, vocab]
     cached: ExportedProgram | None  # the contract with a cache
     decode: ExportedProgram | None  # `cached` at T = R = 1, derived from it
-    own_operators: bool = False  # whether products and attention are the operators of operators.py
 
     def programs(self) -> dict[str, ExportedProgram]:
         """By their role in a bundle: `prefill`, `decode` and `full`, or `full` alone."""
         found = {"prefill": self.cached, "decode": self.decode, "full": self.full}
         return {role: program for role, program in found.items() if program is not None}
 
-    def operators(self) -> list[str]:
-        """Names of the own operators that the programs call, without the namespace, sorted."""
+    def operators(self) -> set[str]:
+        """Names of the own operators (operators.py) that the programs call, without the namespace."""
         nodes = [node for program in self.programs().values() for node in program.graph.nodes]
-        return sorted({operators.NAMES[node.target] for node in nodes if node.target in operators.NAMES})
+        return {operators.NAMES[node.target] for node in nodes if node.target in operators.NAMES}
 
 
 def capture(model: GPT, max_seq_len: int, *, cached: bool = True) -> Captured:
@@ -54,27 +53,26 @@ def capture(model: GPT, max_seq_len: int, *, cached: bool = True) -> Captured:
     Raises CaptureError if torch.export cannot, or makes a dimension of the contract static.
     """
     wrapper = ExportableGPTWithCache(model, max_seq_len) if cached else None
-    return _capture(
-        model.spec, model.dtype, max_seq_len, ExportableGPT(model, max_seq_len), wrapper, model.own_operators
-    )
+    return _capture(model.spec, model.dtype, max_seq_len, ExportableGPT(model, max_seq_len), wrapper)
 
 
-def without_operators(captured: Captured) -> Captured:
-    """The same programs of ATen operators alone, for a target that has no kernels of ours; derived, not a new capture.
+def without_operators(captured: Captured, keep: Collection[str] = ()) -> Captured:
+    """The same programs, of ATen operators alone but for the own ones that `keep` names: those that a target has.
 
-    Raises CaptureError as `capture` does.
+    Derived, not a new capture. Raises CaptureError as `capture` does.
     """
-    if not captured.own_operators:
+    if captured.operators() <= set(keep):
         return captured
-    cached = None if captured.cached is None else _composed(captured.cached)
-    return _capture(captured.spec, captured.dtype, captured.max_seq_len, _composed(captured.full), cached, False)
+    cached = None if captured.cached is None else _composed(captured.cached, keep)
+    return _capture(captured.spec, captured.dtype, captured.max_seq_len, _composed(captured.full, keep), cached)
 
 
-def _composed(program: ExportedProgram) -> torch.nn.Module:
-    """A captured program as a module whose own operators are calls of what they are made of."""
+def _composed(program: ExportedProgram, keep: Collection[str]) -> torch.nn.Module:
+    """A captured program as a module whose own operators, but those of `keep`, are calls of what they are made of."""
     module = program.module(check_guards=False)
     for node in module.graph.nodes:
-        node.target = operators.COMPOSED.get(node.target, node.target)
+        if node.target in operators.NAMES and operators.NAMES[node.target] not in keep:
+            node.target = operators.COMPOSED[node.target]
     module.recompile()
     return module
 
@@ -85,7 +83,6 @@ def _capture(
     max_seq_len: int,
     full_module: torch.nn.Module,
     cached_module: torch.nn.Module | None,
-    own_operators: bool,
 ) -> Captured:
     sizes = sizes_for_examples(spec, max_seq_len)
     batch, steps, slots, kept = next(sizes), next(sizes), next(sizes), next(sizes)
@@ -93,7 +90,7 @@ def _capture(
     full = export_program(full_module, (ids,), (dict(enumerate(_dims(max_seq_len)[:2])),))
     _check_dynamic(full, "full", {"input_ids": (0, 1)})
     if cached_module is None:
-        return Captured(spec, dtype, max_seq_len, full, None, None, own_operators)
+        return Captured(spec, dtype, max_seq_len, full, None, None)
 
     example = cached_example(spec, dtype, batch, steps, slots, kept)
     whole = export_program(cached_module, example, _cached_dims(max_seq_len))
@@ -104,7 +101,7 @@ def _capture(
     one = cached_example(spec, dtype, batch, 1, slots, 1)
     decode = export_program(whole.module(check_guards=False), one, _cached_dims(max_seq_len, decode=True))
     _check_dynamic(decode, "decode", {"input_ids": (0,), **cache})
-    return Captured(spec, dtype, max_seq_len, full, whole, decode, own_operators)
+    return Captured(spec, dtype, max_seq_len, full, whole, decode)
 
 
 def describe_contract(captured: Captured, *, cache_by_layer: bool = False) -> dict[str, Any]:

@@ -119,19 +119,20 @@ def _lower(
         )
     weights = prepare_weights(checkpoint.weights, dtype)
     with progress.stage("capture"):
-        own = any(target.own_operators for target in targets.values())
+        own = any(target.operators for target in targets.values())
         gpt = GPT.from_weights(checkpoint.spec, weights, dtype, own_operators=own)
         captured = capture(gpt, max_seq_len, cached=request.cached)
     model = _Model(checkpoint, weights, captured)
-    composed: _Model | None = None
+    fitting: dict[frozenset[str], Captured] = {}  # by the own operators that are left
     results = []
     for name, target in targets.items():
         if len(targets) > 1:
             progress.note(f"{name}:")
-        if captured.own_operators and not target.own_operators and composed is None:
-            with progress.stage("replace own operators"):
-                composed = replace(model, captured=without_operators(captured))
-        chosen = model if target.own_operators or composed is None else composed
+        kept = frozenset(captured.operators() & target.operators)
+        if kept != captured.operators() and kept not in fitting:
+            with progress.stage("compose own operators"):
+                fitting[kept] = without_operators(captured, kept)
+        chosen = replace(model, captured=fitting.get(kept, captured))
         results.append(_write_bundle(request, target, chosen, outputs[name], progress))
     return results
 
@@ -245,7 +246,7 @@ def make_manifest(
         "contract": describe_contract(captured, cache_by_layer=lowered.cache_by_layer),
         "machine": _machine_json(lowered.machine),
         "programs": lowered.programs,
-        **({"operators": captured.operators()} if captured.own_operators else {}),
+        **({"operators": sorted(called)} if (called := captured.operators()) else {}),
         **({"limits": lowered.limits} if lowered.limits else {}),
         "weights": WEIGHTS if lowered.weights else "",
         "tokenizer": TOKENIZER,

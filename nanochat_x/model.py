@@ -133,7 +133,6 @@ class GPT(nn.Module):
         super().__init__()
         self.spec = spec
         self.dtype = dtype
-        self.own_operators = own_operators
         self.transformer = Transformer(spec)
         self.lm_head = Linear(spec.n_embd, spec.vocab_size)
         if spec.lambdas:

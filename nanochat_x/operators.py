@@ -1,6 +1,8 @@
 """The project's own torch operators, `torch.ops.nanochat_x.*`: what stock kernels do slowly, one token at a time.
 
     linear(x, weight)                                              x @ weight.T
+    linear_int8(x, weight, scales)                                 the same for a matrix in 8 bits
+    linear_int4(x, weight, scales, zeros)                          and in 4
     attention(q, k, v, past_k, past_v, position, window)           of new tokens over a row's past and themselves
 
 They appear in the programs of the targets that run on libtorch, where the C++ runner has a fast kernel for each. Here
@@ -21,6 +23,8 @@ NAMESPACE = "nanochat_x"
 #: Name -> schema. The runner has the same list (runners/backends/operators.cpp); a bundle names those that it needs.
 SCHEMAS = {
     "linear": "(Tensor x, Tensor weight) -> Tensor",
+    "linear_int8": "(Tensor x, Tensor weight, Tensor scales) -> Tensor",
+    "linear_int4": "(Tensor x, Tensor weight, Tensor scales, Tensor zeros) -> Tensor",
     "attention": "(Tensor q, Tensor k, Tensor v, Tensor? past_k, Tensor? past_v, Tensor? position, SymInt window)"
     " -> Tensor",
 }
@@ -75,6 +79,24 @@ def attention_composed(
     return _contiguous(out.view(batch, heads, steps, width).transpose(1, 2)).view(batch, steps, heads * width)
 
 
+def dequantized_int8(weight: Tensor, scales: Tensor) -> Tensor:
+    """The matrix float32 [N, K] that weight int8 [N, K] and scales bfloat16 [N, K / g] stand for: exactly q * scale."""
+    rows, groups = scales.shape
+    return (weight.view(rows, groups, -1).to(torch.float32) * scales.to(torch.float32).unsqueeze(-1)).view(rows, -1)
+
+
+def dequantized_int4(weight: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    """The matrix float32 [N, K] of (q - zero) * scale, exactly; scales bfloat16 and zeros uint8 [N, K / g].
+
+    weight uint8 [N, K / 2]: byte i of a group holds its weight i in the low half, weight i + g / 2 in the high half.
+    """
+    rows, groups = scales.shape
+    packed = weight.view(rows, groups, -1)
+    q = torch.cat([packed & 15, packed >> 4], dim=-1).to(torch.float32)
+    steps = q - zeros.to(torch.float32).unsqueeze(-1)
+    return (steps * scales.to(torch.float32).unsqueeze(-1)).view(rows, -1)
+
+
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """`x @ weight.T` by the project's operator: x [..., K], weight [N, K] of the same dtype -> [..., N]."""
     out: Tensor = torch.ops.nanochat_x.linear(x, weight)
@@ -87,6 +109,24 @@ def attention(
     """`attention_composed` as the project's operator."""
     out: Tensor = torch.ops.nanochat_x.attention(q, k, v, *(past or (None,) * 3), -1 if window is None else window)
     return out
+
+
+def _linear_int8(x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    return _in_float32(x, dequantized_int8(weight, scales))
+
+
+def _linear_int4(x: Tensor, weight: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    return _in_float32(x, dequantized_int4(weight, scales, zeros))
+
+
+def _in_float32(x: Tensor, weight: Tensor) -> Tensor:
+    """`x @ weight.T` for a float32 weight, in float32 or wider, rounded to x's dtype."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return F.linear(x.to(wide), weight.to(wide)).to(x.dtype)
+
+
+def _product_shape(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 def _attention(
@@ -121,16 +161,17 @@ def _softmax(scores: Tensor) -> Tensor:
     return torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
 
 
-_define(
-    "linear", lambda x, weight: F.linear(x, weight), lambda x, weight: x.new_empty((*x.shape[:-1], weight.shape[0]))
-)
-_define("attention", _attention, _attention_shape)
+_COMPOSED: dict[str, Callable[..., Tensor]] = {
+    "linear": F.linear,
+    "linear_int8": _linear_int8,
+    "linear_int4": _linear_int4,
+    "attention": _attention,
+}
+for _name, _compute in _COMPOSED.items():
+    _define(_name, _compute, _attention_shape if _name == "attention" else _product_shape)
 
 #: Operator -> name, as a graph's nodes call it.
 NAMES: dict[Any, str] = {getattr(torch.ops.nanochat_x, name).default: name for name in SCHEMAS}
 
 #: What each operator is in ATen operators, for a target that has no kernels of ours.
-COMPOSED: dict[Any, Callable[..., Tensor]] = {
-    torch.ops.nanochat_x.linear.default: F.linear,
-    torch.ops.nanochat_x.attention.default: _attention,
-}
+COMPOSED: dict[Any, Callable[..., Tensor]] = {operator: _COMPOSED[name] for operator, name in NAMES.items()}

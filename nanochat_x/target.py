@@ -43,11 +43,11 @@ class Target(Protocol):
     Its module has `DTYPES` and `OPTIONS`, the dtypes that it can lower and the names of the options that
     `make_target(*, will_run, **options)` takes: only what the user gave is passed on. `will_run` says that the
     programs will be run here and now; make_target raises LoweringError if that, or the lowering, is impossible here.
-    `own_operators` says whether it wants programs with the operators of operators.py, for which its runner has kernels.
+    `operators` names those of operators.py that its programs may call: its runner has kernels for them.
     """
 
     name: str
-    own_operators: bool
+    operators: frozenset[str]
 
     def lower(self, captured: Captured, folder: Path, progress: Progress) -> Lowered:
         """Writes one program a role of `captured.programs()` into `folder`. Raises LoweringError."""

@@ -21,6 +21,7 @@ from nanochat_x.capture import Captured
 from nanochat_x.compiler import find_compiler
 from nanochat_x.console import Progress, format_size
 from nanochat_x.errors import LoweringError
+from nanochat_x.operators import SCHEMAS
 from nanochat_x.target import Lowered, Machine
 from nanochat_x.targets.quiet import quiet
 
@@ -45,6 +46,11 @@ _FEATURE_MACROS = {
 C_FUNCTIONS: dict[Any, str] = {
     torch.ops.nanochat_x.linear.default: "AOTITorchError aoti_torch_cpu_linear("
     "AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* result)",
+    torch.ops.nanochat_x.linear_int8.default: "AOTITorchError aoti_torch_cpu_linear_int8("
+    "AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle scales, AtenTensorHandle* result)",
+    torch.ops.nanochat_x.linear_int4.default: "AOTITorchError aoti_torch_cpu_linear_int4("
+    "AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle scales, AtenTensorHandle zeros,"
+    " AtenTensorHandle* result)",
     torch.ops.nanochat_x.attention.default: "AOTITorchError aoti_torch_cpu_attention("
     "AtenTensorHandle q, AtenTensorHandle k, AtenTensorHandle v, AtenTensorHandle* past_k, AtenTensorHandle* past_v,"
     " AtenTensorHandle* position, int64_t window, AtenTensorHandle* result)",
@@ -62,7 +68,7 @@ class Aoti:
         `kernels`: `own` takes operators of this project, `stock` what Inductor and ATen have.
         """
         self.march = march
-        self.own_operators = kernels == "own"
+        self.operators = frozenset(SCHEMAS) if kernels == "own" else frozenset()
         self.machine = Machine(
             platform=platform.system().lower(),
             architecture=platform.machine(),

@@ -43,7 +43,7 @@ class ExecuTorch:
     """Lowers to `model.pte`."""
 
     name = "executorch"
-    own_operators = False
+    operators: frozenset[str] = frozenset()
 
     def __init__(self, max_batch: int = MAX_BATCH) -> None:
         """`max_batch`: rows of one decode step at most. Raises UsageError, LoweringError without the package."""

@@ -37,7 +37,7 @@ class Onnx:
     """Lowers to `cached.onnx` and `full.onnx`."""
 
     name = "onnx"
-    own_operators = False
+    operators: frozenset[str] = frozenset()
 
     def __init__(self, opset: int = DEFAULT_OPSET, *, optimize: bool = False) -> None:
         """`optimize`: onnxruntime rewrites the graphs; some operators are its own (com.microsoft) then.

@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from nanochat_x.capture import Captured
 from nanochat_x.console import Progress, format_size
 from nanochat_x.errors import LoweringError
+from nanochat_x.operators import SCHEMAS
 from nanochat_x.target import Lowered, Machine
 from nanochat_x.targets.torchscript_source import MethodSource, method_source
 
@@ -40,7 +41,7 @@ class TorchScript:
 
     def __init__(self, kernels: str = "own") -> None:
         """`kernels`: `own` takes operators of this project, `stock` ATen's alone, which every libtorch has."""
-        self.own_operators = kernels == "own"
+        self.operators = frozenset(SCHEMAS) if kernels == "own" else frozenset()
 
     def lower(self, captured: Captured, folder: Path, progress: Progress) -> Lowered:
         """Writes the file into `folder`. Raises LoweringError for what cannot be said in TorchScript."""

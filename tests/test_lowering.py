@@ -42,7 +42,7 @@ class StubTarget:
     """Writes files at once instead of compiling."""
 
     name = "aoti"
-    own_operators = False
+    operators: frozenset[str] = frozenset()
 
     def lower(self, captured: Captured, folder: Path, progress: Progress) -> Lowered:
         for role in ("prefill", "decode", "full"):

@@ -17,6 +17,15 @@ namespace nanochat_x::operators {
 /// x [..., K] times weight [N, K], transposed -> [..., N] in x's dtype. Sums are float32.
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight);
 
+/// The same for a matrix in 8 bits, w[n, k] = weight[n, k] * scales[n, k / g]: weight int8 [N, K], scales bfloat16
+/// [N, K / g], for groups of g weights, a multiple of 8 from 16 on. Computed in float32, whatever x's dtype.
+at::Tensor linear_int8(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scales);
+
+/// And in 4 bits, w[n, k] = (q[n, k] - zeros[n, k / g]) * scales[n, k / g]: weight uint8 [N, K / 2], in which byte i of
+/// a group holds q of its weight i in the low half and of weight i + g / 2 in the high half; zeros uint8 [N, K / g].
+at::Tensor linear_int4(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scales,
+                       const at::Tensor& zeros);
+
 /// Keys and values of earlier tokens: k, v [B, H_kv, S, D]; position int64 [B], row b holding position[b] of them.
 struct Past {
   at::Tensor k, v, position;

@@ -26,6 +26,23 @@ NANOCHAT_X_EXPORT AOTITorchError aoti_torch_cpu_linear(AtenTensorHandle x, AtenT
       { *result = torch::aot_inductor::new_tensor_handle(nanochat_x::operators::linear(tensor(x), tensor(weight))); });
 }
 
+NANOCHAT_X_EXPORT AOTITorchError aoti_torch_cpu_linear_int8(AtenTensorHandle x, AtenTensorHandle weight,
+                                                            AtenTensorHandle scales, AtenTensorHandle* result) {
+  AOTI_TORCH_CONVERT_EXCEPTION_TO_ERROR_CODE({
+    *result = torch::aot_inductor::new_tensor_handle(
+        nanochat_x::operators::linear_int8(tensor(x), tensor(weight), tensor(scales)));
+  });
+}
+
+NANOCHAT_X_EXPORT AOTITorchError aoti_torch_cpu_linear_int4(AtenTensorHandle x, AtenTensorHandle weight,
+                                                            AtenTensorHandle scales, AtenTensorHandle zeros,
+                                                            AtenTensorHandle* result) {
+  AOTI_TORCH_CONVERT_EXCEPTION_TO_ERROR_CODE({
+    *result = torch::aot_inductor::new_tensor_handle(
+        nanochat_x::operators::linear_int4(tensor(x), tensor(weight), tensor(scales), tensor(zeros)));
+  });
+}
+
 NANOCHAT_X_EXPORT AOTITorchError aoti_torch_cpu_attention(AtenTensorHandle q, AtenTensorHandle k, AtenTensorHandle v,
                                                           AtenTensorHandle* past_k, AtenTensorHandle* past_v,
                                                           AtenTensorHandle* position, int64_t window,

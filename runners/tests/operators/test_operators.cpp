@@ -95,6 +95,45 @@ TEST_CASE("operators: linear keeps leading dimensions, takes strided arguments a
   CHECK(operators::linear(at::zeros({0, 16}), weight).sizes().vec() == std::vector<std::int64_t>{0, 4});
 }
 
+TEST_CASE("operators: products with matrices in 8 and 4 bits, few rows and many, every dtype of x") {
+  at::manual_seed(3);
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const std::int64_t rows : {1, 16, 17, 70}) {
+      for (const auto& [columns, depth, group] : {std::tuple{5, 32, 32}, {300, 96, 16}, {40, 9600, 64}}) {
+        CAPTURE(static_cast<int>(type));
+        CAPTURE(rows);
+        CAPTURE(columns);
+        const std::int64_t groups = depth / group;
+        const Tensor x = random({rows, depth}, type);
+        const Tensor scales = at::randn({columns, groups}).abs().to(at::kBFloat16);
+        const Tensor wide = scales.to(at::kDouble).unsqueeze(-1);
+        const Tensor q8 = at::randint(-127, 128, {columns, groups, group}, at::kChar);
+        const Tensor q4 = at::randint(0, 16, {columns, groups, group}, at::kByte);
+        const Tensor zeros = at::randint(0, 16, {columns, groups}, at::kByte);
+        const Tensor low = q4.narrow(2, 0, group / 2), high = q4.narrow(2, group / 2, group / 2);
+        const Tensor exact8 = (q8.to(at::kDouble) * wide).view({columns, depth});
+        const Tensor exact4 =
+            ((q4.to(at::kDouble) - zeros.to(at::kDouble).unsqueeze(-1)) * wide).view({columns, depth});
+        const auto check = [&](const Tensor& y, const Tensor& weights) {
+          const Tensor exact = at::matmul(x.to(at::kDouble), weights.t());
+          // A sum of products is off by at most a rounding an addition of the sum of their magnitudes. In 4 bits q x
+          // and zero x are summed apart: magnitudes of 30 in the place of 15.
+          const Tensor sums =
+              at::matmul(x.to(at::kDouble).abs(),
+                         (weights.abs() + 15 * wide.expand({columns, groups, group}).reshape({columns, depth})).t());
+          const double unit = type == at::kFloat ? 0x1p-24 : type == at::kBFloat16 ? 0x1p-8 : 0x1p-11;
+          CHECK((y.scalar_type() == type));
+          CHECK(at::all((y.to(at::kDouble) - exact).abs() <=
+                        sums * (static_cast<double>(depth) * 0x1p-24) + exact.abs() * unit)
+                    .item<bool>());
+        };
+        check(operators::linear_int8(x, q8.view({columns, depth}), scales), exact8);
+        check(operators::linear_int4(x, (low + high * 16).view({columns, depth / 2}), scales, zeros), exact4);
+      }
+    }
+  }
+}
+
 TEST_CASE("operators: attention over past and new tokens, windows, ragged rows, every dtype") {
   at::manual_seed(2);
   const std::vector<Shape> shapes = {
@@ -148,6 +187,19 @@ TEST_CASE("operators: shapes and dtypes that do not fit are refused") {
   CHECK(holds(error_of([&] { operators::linear(x, at::zeros({4, 9})); }), "x [2, 8] does not fit a weight of [4, 9]"));
   CHECK(holds(error_of([&] { operators::linear(x, weight.to(at::kHalf)); }), "x is Float, weight Half"));
   CHECK(holds(error_of([&] { operators::linear(x.to(at::kDouble), weight.to(at::kDouble)); }), "no kernel for Double"));
+  const Tensor wide = at::zeros({2, 32}), q8 = at::zeros({4, 32}, at::kChar), grid = at::zeros({4, 2}, at::kBFloat16);
+  const auto int8 = [&](const Tensor& matrix, const Tensor& scales) {
+    return error_of([&] { operators::linear_int8(wide, matrix, scales); });
+  };
+  CHECK(int8(q8, grid).empty());
+  CHECK(holds(int8(q8.narrow(1, 0, 31), grid), "x [2, 32] does not fit a weight of [4, 31]"));
+  CHECK(holds(int8(q8.to(at::kByte), grid), "weight is Byte, scales BFloat16"));
+  CHECK(holds(int8(q8, grid.to(at::kFloat)), "weight is Char, scales Float"));
+  CHECK(holds(int8(q8, grid.narrow(0, 0, 3)), "scales [3, 2] do not fit a weight of [4, 32]"));
+  CHECK(holds(int8(q8, at::zeros({4, 4}, at::kBFloat16)), "no groups of 8 weights"));
+  const Tensor q4 = at::zeros({4, 16}, at::kByte);
+  CHECK(holds(error_of([&] { operators::linear_int4(wide, q4, grid, at::zeros({4, 1}, at::kByte)); }),
+              "zeros are Byte[4, 1]"));
   const Tensor q = at::zeros({1, 1, 4, 8}), k = at::zeros({1, 2, 1, 8});
   const auto attend = [&](const Tensor& query, const Tensor& cache, std::int64_t position) {
     return error_of([&] {
