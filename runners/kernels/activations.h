@@ -12,4 +12,10 @@ struct Activations {
   std::int64_t y_stride;
 };
 
+/// Where some rows of y go: M of them, y[m * stride + n].
+struct Output {
+  float* y;
+  std::int64_t stride, M;
+};
+
 }  // namespace nanochat_x::kernels

@@ -1,8 +1,8 @@
 // How each format of weights becomes vectors of float32. Compiled once an instruction set (foreach_target.h).
 //
 // A row is `groups()` groups of `steps()` steps; a step yields two vectors, of the values at `at(group, step)` and at
-// `apart()` behind them. Group::raw gives what is stored, to be multiplied by `scale` once a group; Group::values gives
-// the weights themselves. kScaled says that raw is no weight yet.
+// `apart()` behind them. Of group<true>(...) Group::raw gives what is stored, to be multiplied by `scale` once a group;
+// of group<false>(...) Group::values gives the weights themselves. kScaled says that raw is no weight yet.
 #if defined(NANOCHAT_X_KERNELS_FORMATS_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef NANOCHAT_X_KERNELS_FORMATS_INL_H
 #undef NANOCHAT_X_KERNELS_FORMATS_INL_H
@@ -63,7 +63,10 @@ struct Plain {
   HWY_INLINE std::int64_t at(std::int64_t, std::int64_t step) const { return 2 * kLanes<D> * step; }
   HWY_INLINE std::int64_t apart() const { return kLanes<D>; }
   HWY_INLINE std::int64_t rest() const { return K % (2 * kLanes<D>); }
-  HWY_INLINE Group group(std::int64_t row, std::int64_t) const { return {w + row * K}; }
+  template <bool kRaw>
+  HWY_INLINE Group group(std::int64_t row, std::int64_t) const {
+    return {w + row * K};
+  }
 
   /// As a step, of the rest of a row and zeros behind it.
   HWY_INLINE void rest_values(D d, std::int64_t row, Vector<D>& a, Vector<D>& b) const {
@@ -126,15 +129,17 @@ struct Int8 : Grouped<D> {
     return g * this->group_size + 2 * kLanes<D> * step;
   }
   HWY_INLINE std::int64_t apart() const { return kLanes<D>; }
+  template <bool kRaw>
   HWY_INLINE Group group(std::int64_t row, std::int64_t g) const {
     return {q + row * this->K + g * this->group_size, hn::Set(D(), float_of(scales[row * this->groups() + g]))};
   }
 };
 
-/// 4 bits, where a vector holds 16 values: the 16 weights that there can be in a group are one, which q looks up.
-template <class D, bool kTable = (kLanes<D> == 16)>
+/// 4 bits. Where a vector of AVX-512 holds 16 values, what q can mean in a group is one vector, in which q looks it up:
+/// one instruction in place of three.
+template <class D, bool kTable = (HWY_TARGET <= HWY_AVX3 && kLanes<D> == 16)>
 struct Int4 : Grouped<D> {
-  static constexpr bool kScaled = !kTable;
+  static constexpr bool kScaled = true;
   const std::uint8_t* q;
   const std::uint16_t* scales;
   const std::uint8_t* zeros;
@@ -142,31 +147,35 @@ struct Int4 : Grouped<D> {
 
   struct Group {
     const std::uint8_t* p;
-    Vector<D> scale;  // with a table: the table
+    Vector<D> scale;
     Vector<Words> zero;
+    Vector<D> table;  // of each q: q - zero, or the weight
 
-    HWY_INLINE void halves(std::int64_t step, Vector<Words>& low, Vector<Words>& high) const {
-      const auto bytes = hn::PromoteTo(Words(), hn::LoadU(hn::Rebind<std::uint8_t, D>(), p + kLanes<D> * step));
-      low = hn::And(bytes, hn::Set(Words(), 15));
-      high = hn::ShiftRight<4>(bytes);
+    /// table[index modulo 16]
+    HWY_INLINE static Vector<D> looked_up(Vector<D> table, Vector<Words> index) {
+#if HWY_TARGET <= HWY_AVX3
+      // Highway's TableLookupLanes wants what is above 16 cleared, which vpermps itself ignores.
+      if constexpr (kTable) return Vector<D>{_mm512_permutexvar_ps(index.raw, table.raw)};
+#endif
+      (void)index;
+      return table;
     }
+
     HWY_INLINE void raw(D d, std::int64_t step, Vector<D>& a, Vector<D>& b) const {
-      Vector<Words> low, high;
-      halves(step, low, high);
+      const auto bytes = hn::PromoteTo(Words(), hn::LoadU(hn::Rebind<std::uint8_t, D>(), p + kLanes<D> * step));
       if constexpr (kTable) {
-        a = hn::TableLookupLanes(scale, hn::IndicesFromVec(d, low));
-        b = hn::TableLookupLanes(scale, hn::IndicesFromVec(d, high));
+        a = looked_up(table, bytes);
+        b = looked_up(table, hn::ShiftRight<4>(bytes));
       } else {
-        a = hn::ConvertTo(d, hn::Sub(low, zero));
-        b = hn::ConvertTo(d, hn::Sub(high, zero));
+        a = hn::ConvertTo(d, hn::Sub(hn::And(bytes, hn::Set(Words(), 15)), zero));
+        b = hn::ConvertTo(d, hn::Sub(hn::ShiftRight<4>(bytes), zero));
       }
     }
     HWY_INLINE void values(D d, std::int64_t step, Vector<D>& a, Vector<D>& b) const {
       raw(d, step, a, b);
-      if constexpr (!kTable) {
-        a = hn::Mul(a, scale);
-        b = hn::Mul(b, scale);
-      }
+      if constexpr (kTable) return;  // of weights
+      a = hn::Mul(a, scale);
+      b = hn::Mul(b, scale);
     }
   };
 
@@ -175,12 +184,15 @@ struct Int4 : Grouped<D> {
     return g * this->group_size + kLanes<D> * step;
   }
   HWY_INLINE std::int64_t apart() const { return this->group_size / 2; }
+  template <bool kRaw>
   HWY_INLINE Group group(std::int64_t row, std::int64_t g) const {
     const std::int64_t i = row * this->groups() + g;
-    auto scale = hn::Set(D(), float_of(scales[i]));
     const auto zero = hn::Set(Words(), std::int32_t{zeros[i]});
-    if constexpr (kTable) scale = hn::Mul(hn::ConvertTo(D(), hn::Sub(hn::Iota(Words(), 0), zero)), scale);
-    return {q + (row * this->K + g * this->group_size) / 2, scale, zero};
+    const auto scale = hn::Set(D(), float_of(scales[i]));
+    auto table = hn::Zero(D());
+    if constexpr (kTable) table = hn::ConvertTo(D(), hn::Sub(hn::Iota(Words(), 0), zero));
+    if constexpr (kTable && !kRaw) table = hn::Mul(table, scale);
+    return {q + (row * this->K + g * this->group_size) / 2, scale, zero, table};
   }
 };
 

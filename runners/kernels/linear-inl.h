@@ -15,23 +15,46 @@
 
 #include "activations.h"
 #include "formats-inl.h"
+#include "packed.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace nanochat_x::kernels {
 namespace HWY_NAMESPACE {
 
+/// The sums over the lanes of four vectors. The order of additions is the same for all four, so that a row of w gives
+/// the same whatever it is computed beside.
+template <class D>
+HWY_INLINE void sums_of_lanes(D d, Vector<D> v0, Vector<D> v1, Vector<D> v2, Vector<D> v3, float* to) {
+#if HWY_TARGET == HWY_SCALAR  // which has one lane, and none of the below
+  to[0] = hn::GetLane(v0);
+  to[1] = hn::GetLane(v1);
+  to[2] = hn::GetLane(v2);
+  to[3] = hn::GetLane(v3);
+  (void)d;
+#else
+  if constexpr (kLanes<D> == 4) {
+    const auto even = hn::Add(hn::InterleaveLower(d, v0, v2), hn::InterleaveUpper(d, v0, v2));
+    const auto odd = hn::Add(hn::InterleaveLower(d, v1, v3), hn::InterleaveUpper(d, v1, v3));
+    hn::StoreU(hn::Add(hn::InterleaveLower(d, even, odd), hn::InterleaveUpper(d, even, odd)), d, to);
+  } else {
+    const hn::Half<D> half;
+    const auto halved = [half](Vector<D> v)
+                            HWY_ATTR { return hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)); };
+    sums_of_lanes(half, halved(v0), halved(v1), halved(v2), halved(v3), to);
+  }
+#endif
+}
+
 /// y[m, row + r] for R rows of w and M of x at once: each vector of w is used for all rows of x, and each of x for all
-/// rows of w. Rows of x that there are not (M is rounded up) are the last one again.
+/// rows of w.
 template <int R, int M, class D, class Format>
-HWY_INLINE void tile(D d, const Format& f, const Activations& to, std::int64_t m0, std::int64_t row) {
+HWY_INLINE void tile(D d, const Format& f, const float* x, const Output& to, std::int64_t row) {
   // One row of x alone would leave too few sums in flight: those of both vectors of a step are kept apart. It also
   // makes it worth while to scale sums rather than weights.
   constexpr bool kAlone = M == 1;
   constexpr bool kLate = kAlone && Format::kScaled;
   constexpr int kSums = kAlone ? 2 : 1;
-  const std::int64_t rows = std::min<std::int64_t>(M, to.M - m0);
-  const float* x[M];
-  for (int m = 0; m < M; ++m) x[m] = to.x + (m0 + std::min<std::int64_t>(m, rows - 1)) * to.x_stride;
+  constexpr std::int64_t N = kLanes<D>;
 
   Vector<D> sums[R][M][kSums], total[R];
   for (int r = 0; r < R; ++r) {
@@ -40,22 +63,22 @@ HWY_INLINE void tile(D d, const Format& f, const Activations& to, std::int64_t m
       for (int i = 0; i < kSums; ++i) sums[r][m][i] = hn::Zero(d);
     }
   }
-  const auto add = [&](const Vector<D>(&w)[R][2], const float* const* from, std::int64_t a, std::int64_t b) HWY_ATTR {
+  const auto add = [&](const Vector<D>(&w)[R][2], const float* a, const float* b) HWY_ATTR {
     for (int m = 0; m < M; ++m) {
-      const auto xa = hn::LoadU(d, from[m] + a);
+      const auto xa = hn::LoadU(d, a + m * N);
       for (int r = 0; r < R; ++r) sums[r][m][0] = hn::MulAdd(w[r][0], xa, sums[r][m][0]);
     }
     for (int m = 0; m < M; ++m) {
-      const auto xb = hn::LoadU(d, from[m] + b);
+      const auto xb = hn::LoadU(d, b + m * N);
       for (int r = 0; r < R; ++r) sums[r][m][kSums - 1] = hn::MulAdd(w[r][1], xb, sums[r][m][kSums - 1]);
     }
   };
 
+  Vector<D> w[R][2];
   for (std::int64_t g = 0; g < f.groups(); ++g) {
     typename Format::Group group[R];
-    for (int r = 0; r < R; ++r) group[r] = f.group(row + r, g);
+    for (int r = 0; r < R; ++r) group[r] = f.template group<kLate>(row + r, g);
     for (std::int64_t step = 0; step < f.steps(); ++step) {
-      Vector<D> w[R][2];
       for (int r = 0; r < R; ++r) {
         if constexpr (kLate) {
           group[r].raw(d, step, w[r][0], w[r][1]);
@@ -63,7 +86,8 @@ HWY_INLINE void tile(D d, const Format& f, const Activations& to, std::int64_t m
           group[r].values(d, step, w[r][0], w[r][1]);
         }
       }
-      add(w, x, f.at(g, step), f.at(g, step) + f.apart());
+      const float* at = x + f.at(g, step) * M;
+      add(w, at, at + f.apart() * M);
     }
     if constexpr (kLate) {
       for (int r = 0; r < R; ++r) {
@@ -73,49 +97,62 @@ HWY_INLINE void tile(D d, const Format& f, const Activations& to, std::int64_t m
     }
   }
   if (f.rest() > 0) {
-    float padded[M][2 * kLanes<D>] = {};
-    const float* from[M];
-    for (int m = 0; m < M; ++m) from[m] = std::copy_n(x[m] + to.K - f.rest(), f.rest(), padded[m]) - f.rest();
-    Vector<D> w[R][2];
     for (int r = 0; r < R; ++r) f.rest_values(d, row + r, w[r][0], w[r][1]);
-    add(w, from, 0, kLanes<D>);
+    const float* at = x + 2 * N * f.steps() * M;
+    add(w, at, at + N * M);
   }
-  for (int m = 0; m < rows; ++m) {
-    for (int r = 0; r < R; ++r) {
-      const auto all = kLate ? total[r] : kAlone ? hn::Add(sums[r][m][0], sums[r][m][kSums - 1]) : sums[r][m][0];
-      to.y[(m0 + m) * to.y_stride + row + r] = hn::GetLane(hn::SumOfLanes(d, all));
-    }
+
+  constexpr int kResults = (R * M + 3) / 4 * 4;
+  Vector<D> all[kResults];
+  float results[kResults];
+  for (int i = 0; i < kResults; ++i) {
+    const int r = std::min(i, R * M - 1) / M, m = std::min(i, R * M - 1) % M;
+    all[i] = kLate ? total[r] : kAlone ? hn::Add(sums[r][m][0], sums[r][m][kSums - 1]) : sums[r][m][0];
+  }
+  for (int i = 0; i < kResults; i += 4) sums_of_lanes(d, all[i], all[i + 1], all[i + 2], all[i + 3], results + i);
+  for (int m = 0; m < std::min<std::int64_t>(M, to.M); ++m) {
+    for (int r = 0; r < R; ++r) to.y[m * to.stride + row + r] = results[r * M + m];
   }
 }
 
-/// M rows of x from m0 on, R rows of w at a time.
+/// M rows of x, packed, and rows [begin, end) of w, R at a time.
 template <int R, int M, class D, class Format>
-HWY_NOINLINE void tiles(D d, const Format& f, const Activations& to, std::int64_t m0, std::int64_t begin,
-                        std::int64_t end) {
+HWY_NOINLINE void tiles(D d, const Format& f, const float* x, const Output& to, std::int64_t begin, std::int64_t end) {
   std::int64_t row = begin;
-  for (; row + R <= end; row += R) tile<R, M>(d, f, to, m0, row);
-  for (; row < end; ++row) tile<1, M>(d, f, to, m0, row);
+  for (; row + R <= end; row += R) tile<R, M>(d, f, x, to, row);
+  for (; row < end; ++row) tile<1, M>(d, f, x, to, row);
 }
 
-/// All of x with rows [begin, end) of w. The sizes of tiles are what registers hold: 32, or the 16 of AVX2.
+/// Rows of x that are computed together where there are M: what there are tiles for.
+inline std::int64_t rows_together(std::int64_t M) { return M <= 2 ? M : M <= 4 ? 4 : 8; }
+
+/// The sizes of tiles are what registers hold: 32, or the 16 of AVX2.
+template <class D, class Format>
+void product_of_packed(D d, const Format& f, const float* x, const Output& to, std::int64_t begin, std::int64_t end) {
+  constexpr bool kMany = kLanes<D> == 16;
+  switch (rows_together(to.M)) {
+    case 1:
+      return tiles<4, 1>(d, f, x, to, begin, end);
+    case 2:
+      return tiles<4, 2>(d, f, x, to, begin, end);
+    case 4:
+      return tiles<kMany ? 4 : 2, 4>(d, f, x, to, begin, end);
+    default:
+      return tiles<kMany ? 3 : 1, 8>(d, f, x, to, begin, end);
+  }
+}
+
+/// All of x with rows [begin, end) of w.
 template <class D, class Format>
 void product(D d, const Format& f, const Activations& to, std::int64_t begin, std::int64_t end) {
-  constexpr bool kMany = kLanes<D> == 16;
-  constexpr std::int64_t kMostTogether = 8;
-  constexpr std::int64_t kRows = 24;  // of w, which stay in the cache until all of x is done; a multiple of R
+  constexpr std::int64_t kTogether = 8;
+  constexpr std::int64_t kRows = 24;  // of w, which stay in the cache until all of x is done; a multiple of each R
+  const Packed packed(to, kTogether, kLanes<D>, rows_together);
   for (; begin < end; begin += kRows) {
     const std::int64_t stop = std::min(end, begin + kRows);
-    for (std::int64_t m = 0; m < to.M; m += kMostTogether) {
-      const std::int64_t together = to.M - m;
-      if (together == 1) {
-        tiles<4, 1>(d, f, to, m, begin, stop);
-      } else if (together == 2) {
-        tiles<4, 2>(d, f, to, m, begin, stop);
-      } else if (together <= 4) {
-        tiles<kMany ? 4 : 2, 4>(d, f, to, m, begin, stop);
-      } else {
-        tiles<kMany ? 3 : 1, 8>(d, f, to, m, begin, stop);
-      }
+    for (std::int64_t m = 0; m < to.M; m += kTogether) {
+      const Output out{to.y + m * to.y_stride, to.y_stride, std::min(kTogether, to.M - m)};
+      product_of_packed(d, f, packed.from(m), out, begin, stop);
     }
   }
 }
@@ -123,7 +160,10 @@ void product(D d, const Format& f, const Activations& to, std::int64_t begin, st
 /// The same for what is rare: less code, one row of x after the other.
 template <class D, class Format>
 void product_by_rows(D d, const Format& f, const Activations& to, std::int64_t begin, std::int64_t end) {
-  for (std::int64_t m = 0; m < to.M; ++m) tiles<2, 1>(d, f, to, m, begin, end);
+  for (std::int64_t m = 0; m < to.M; ++m) {
+    const Output out{to.y + m * to.y_stride, to.y_stride, 1};
+    tiles<2, 1>(d, f, to.x + m * to.x_stride, out, begin, end);
+  }
 }
 
 /// Rows [begin, end) as float32.
@@ -132,7 +172,7 @@ void widened(D d, const Format& f, std::int64_t K, float* out, std::int64_t begi
   for (std::int64_t row = begin; row < end; ++row, out += K) {
     Vector<D> a, b;
     for (std::int64_t g = 0; g < f.groups(); ++g) {
-      const auto group = f.group(row, g);
+      const auto group = f.template group<false>(row, g);
       for (std::int64_t step = 0; step < f.steps(); ++step) {
         group.values(d, step, a, b);
         hn::StoreU(a, d, out + f.at(g, step));
