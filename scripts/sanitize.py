@@ -3,8 +3,8 @@
     python scripts/sanitize.py                      address with undefined, then thread
     python scripts/sanitize.py thread               one of them
 
-What runs: the doctest suites of the core and of the program (over the toy backend), and the fuzz targets' checks on
-their seeds and on random changes of each.
+What runs: the doctest suites of the core, of the kernels and of the program (over the toy backend), and the fuzz
+targets' checks on their seeds and on random changes of each.
 """
 
 from __future__ import annotations
