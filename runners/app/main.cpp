@@ -74,6 +74,7 @@ int main(int argc, char** argv) {
   using nanochat_x::app::fail;
   nanochat_x::app::reserve_standard_streams();
   nanochat_x::app::end_quietly_on_closed_pipe();
+  nanochat_x::app::keep_freed_memory();
   nanochat_x::app::end_on_signals();
   try {
     return nanochat_x::app::run(argc, argv);

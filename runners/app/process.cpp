@@ -21,6 +21,10 @@
 #include <unistd.h>
 #endif
 
+#ifdef __GLIBC__  // which the headers above define
+#include <malloc.h>
+#endif
+
 #include "nanochat_x/backend.h"
 #include "nanochat_x/error.h"
 
@@ -98,6 +102,13 @@ std::string read_text(const std::filesystem::path& file, const std::string& what
   if (stream) text.assign(std::istreambuf_iterator<char>(stream), {});
   if (!stream) throw Error("cannot read the " + what + " '" + file.string() + "': " + std::strerror(errno));
   return text;
+}
+
+void keep_freed_memory() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most that glibc takes
+  mallopt(M_TRIM_THRESHOLD, 512 << 20);
+#endif
 }
 
 #ifdef _WIN32
