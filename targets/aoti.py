@@ -86,7 +86,10 @@ class Aoti:
             for role, program in programs.items():
                 with progress.stage(f"compile {role}") as stage:
                     path = folder / f"{role}.so"
-                    shutil.move(self._compile(program, Path(scratch) / path.name), path)
+                    # One token is little work but for the products, whose kernels have threads of their own: to wake
+                    # threads for each small loop between them costs more than the loop.
+                    serial = role == "decode" and bool(self.operators)
+                    shutil.move(self._compile(program, Path(scratch) / path.name, serial_loops=serial), path)
                     stage.detail(format_size(path.stat().st_size))
                 files[role] = path.name
         constants: dict[str, torch.Tensor] = {}
@@ -94,12 +97,12 @@ class Aoti:
             constants |= _constants(program)
         return Lowered(programs=files, weights=constants, machine=self.machine)
 
-    def _compile(self, program: ExportedProgram, path: Path) -> Path:
+    def _compile(self, program: ExportedProgram, path: Path, *, serial_loops: bool = False) -> Path:
         module = program.module(check_guards=False)
         args, kwargs = program.example_inputs
         try:
             with torch.no_grad():
-                torch._inductor.aot_compile(module, args, kwargs, options=self._options(path))
+                torch._inductor.aot_compile(module, args, kwargs, options=self._options(path, serial_loops))
         except OSError:
             raise
         except Exception as error:  # the compiler raises many types, none with a common base
@@ -108,14 +111,14 @@ class Aoti:
             raise LoweringError(f"AOTInductor wrote no {path.name}")
         return path
 
-    def _options(self, target: Path) -> dict[str, Any]:
+    def _options(self, target: Path, serial_loops: bool) -> dict[str, Any]:
         options: dict[str, Any] = {
             "aot_inductor.output_path": str(target),
             # Several programs use one set of weights: the runner maps one file and lends it to all of them.
             "aot_inductor.package_constants_in_so": False,
             "always_keep_tensor_constants": True,
             # Otherwise the number of threads of this machine is baked in.
-            "cpp.dynamic_threads": True,
+            **({"cpp.threads": 1} if serial_loops else {"cpp.dynamic_threads": True}),
             "cpp.march": self.march,
             "cpp.cxx": (None, find_compiler()),
             # Own operators are calls of C functions that the runner has (runners/backends/operators_c.cpp).

@@ -31,8 +31,8 @@ bool stderr_is_terminal();
 /// opened would get its number.
 void reserve_standard_streams();
 
-/// Freed memory stays with the process for the next call. A prefill asks for the same megabytes in every layer; given back
-/// each time, their pages would be zeroed anew at each (measured: a tenth of a prefill of 512 tokens at d12).
+/// Freed memory stays with the process for the next call. A prefill asks for the same megabytes in every layer; given
+/// back each time, their pages would be zeroed anew at each (measured: a tenth of a prefill of 512 tokens at d12).
 void keep_freed_memory();
 
 /// Makes a pipe whose reader has gone away end the program as other tools end, whatever the parent had set.
