@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -132,6 +132,13 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
                    "Default: ./nanochat-TAG-TARGET.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
               help="Of the computation, the weights and the KV cache.")  # fmt: skip
+@click.option("--quant", type=click.Choice(["int8", "int4"]),
+              help="Store the matrices in 8 or 4 bits; computes in float32.")  # fmt: skip
+@click.option("--group-size", type=Integer(1), metavar="N",
+              help="With --quant: weights that share a scale. Default: 32.")  # fmt: skip
+@click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",
+              help="With --quant, a text like those that the model will meet: errors are kept small on it. With "
+                   "--dtype float16, what activations are measured on. Default: what the model writes.")  # fmt: skip
 @click.option("--max-seq-len", type=Integer(1), metavar="N",
               help="Positions that the programs take. Default: what the model was trained on.")  # fmt: skip
 @click.option("--no-cache", is_flag=True,
@@ -142,6 +149,7 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def lower(
     source: str | None, model_tag: str | None, step: int | None, base_dir: Path | None, tokenizer_dir: Path | None,
     override_pairs: tuple[str, ...], targets: tuple[str, ...], output: Path | None, dtype: str,
+    quant: Literal["int8", "int4"] | None, group_size: int | None, calibration: Path | None,
     max_seq_len: int | None, no_cache: bool, force: bool, no_verify: bool, hf: Path | None,
     **options_of_targets: Any,
 ) -> None:  # fmt: skip
@@ -152,6 +160,7 @@ def lower(
     \b
     nanochat_x lower                              the most finished checkpoint, else the demo model
     nanochat_x lower -i sft -g d20 --dtype bfloat16
+    nanochat_x lower -i sft -g d20 --quant int4
     nanochat_x lower -i base --max-seq-len 4096 --march x86-64-v3 -o portable
     nanochat_x lower --target all -o bundles      one bundle for each target, from one capture
     nanochat_x lower --hf nanochat-d20            a folder of transformers'
@@ -160,9 +169,12 @@ def lower(
     from nanochat_x.overrides import parse_overrides
 
     overrides = parse_overrides(override_pairs)
+    if quant is None and group_size is not None:
+        raise UsageError("--group-size is for --quant", remedy="leave it out, or add --quant int8 or int4")
     with ending_at_once():
         from nanochat_x.lowering import LowerRequest
         from nanochat_x.lowering import lower as run_lower
+        from nanochat_x.quantize import GROUP_SIZE, Format
 
     request = LowerRequest(
         targets=tuple(PROGRAMS) if "all" in targets else tuple(dict.fromkeys(targets)), output=output,
@@ -170,6 +182,7 @@ def lower(
         dtype=dtype, max_seq_len=max_seq_len, cached=not no_cache,
         options={name: value for name, value in options_of_targets.items() if value is not None},
         overrides=overrides, force=force, verify=not no_verify, hf=hf,
+        quantization=None if quant is None else Format(quant, group_size or GROUP_SIZE), calibration=calibration,
     )  # fmt: skip
     results = run_lower(request, progress_on(sys.stdout))
     click.echo()

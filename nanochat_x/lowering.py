@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from nanochat_x import __version__
+from nanochat_x.activation_range import check_range
 from nanochat_x.build import ensure_built
 from nanochat_x.bundle import TOKENIZER, WEIGHTS, list_files, write_manifest
 from nanochat_x.capture import Captured, capture, describe_contract, without_operators
@@ -23,6 +24,9 @@ from nanochat_x.hf_config import ARCHITECTURE
 from nanochat_x.interrupts import ending_at_once
 from nanochat_x.manifest import SCHEMA_VERSION, is_bundle
 from nanochat_x.model import GPT, prepare_weights
+from nanochat_x.quantize import Format, dequantized
+from nanochat_x.quantized_model import QUANTIZED_PRODUCTS, quantized_model
+from nanochat_x.quantizing import quantize_checkpoint
 from nanochat_x.runner import Runner
 from nanochat_x.safetensors_file import write_safetensors
 from nanochat_x.staging import only_writer, staged_folder
@@ -54,6 +58,8 @@ class LowerRequest:
     force: bool
     verify: bool
     hf: Path | None = None  # a folder of transformers' in the place of the five that choose a checkpoint
+    quantization: Format | None = None  # of the matrices; None: they have the dtype
+    calibration: Path | None = None  # a text; None: what the model itself writes
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,9 @@ class _Model:
     """What all targets of one request share."""
 
     checkpoint: Checkpoint
-    weights: Mapping[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor]  # those of a plain model: quantised matrices dequantised
     captured: Captured
+    quantization: Mapping[str, Any] | None  # of the manifest
 
 
 def lower(request: LowerRequest, progress: Progress) -> list[LowerResult]:
@@ -111,18 +118,14 @@ def _lower(
     if request.verify:
         for name in targets:
             ensure_built(name, log=progress)  # before the long work: what it lacks is better told now
-    dtype = DTYPES[request.dtype]
     max_seq_len = request.max_seq_len or checkpoint.spec.sequence_len
     if max_seq_len > MOST_POSITIONS:
         raise UsageError(
             f"max_seq_len {max_seq_len} is more than {MOST_POSITIONS}", remedy="choose a smaller --max-seq-len"
         )
-    weights = prepare_weights(checkpoint.weights, dtype)
-    with progress.stage("capture"):
-        own = any(target.operators for target in targets.values())
-        gpt = GPT.from_weights(checkpoint.spec, weights, dtype, own_operators=own)
-        captured = capture(gpt, max_seq_len, cached=request.cached)
-    model = _Model(checkpoint, weights, captured)
+    own = any(target.operators - QUANTIZED_PRODUCTS for target in targets.values())
+    model = _prepare(request, checkpoint, max_seq_len, own, progress)
+    captured = model.captured
     fitting: dict[frozenset[str], Captured] = {}  # by the own operators that are left
     results = []
     for name, target in targets.items():
@@ -135,6 +138,25 @@ def _lower(
         chosen = replace(model, captured=fitting.get(kept, captured))
         results.append(_write_bundle(request, target, chosen, outputs[name], progress))
     return results
+
+
+def _prepare(
+    request: LowerRequest, checkpoint: Checkpoint, max_seq_len: int, own_operators: bool, progress: Progress
+) -> _Model:
+    """Quantises, if that is asked for, and captures; `own_operators`: a target wants some."""
+    spec, dtype = checkpoint.spec, DTYPES[request.dtype]
+    if request.quantization is not None:
+        quantized, record = quantize_checkpoint(checkpoint, request.quantization, request.calibration, progress)
+        weights = dequantized(quantized)
+        gpt = quantized_model(spec, quantized, own_operators=own_operators)
+    else:
+        if request.dtype == "float16":
+            check_range(checkpoint, request.calibration, progress)
+        record, weights = None, prepare_weights(checkpoint.weights, dtype)
+        gpt = GPT.from_weights(spec, weights, dtype, own_operators=own_operators)
+    with progress.stage("capture"):
+        captured = capture(gpt, max_seq_len, cached=request.cached)
+    return _Model(checkpoint, weights, captured, record)
 
 
 def _write_bundle(
@@ -150,6 +172,8 @@ def _write_bundle(
                 stage.detail(format_size((folder / WEIGHTS).stat().st_size))
         (folder / TOKENIZER).write_text(model.checkpoint.tokenizer.to_portable_json(), encoding="utf-8")
         manifest = make_manifest(request, target.name, model.checkpoint, captured, lowered, folder)
+        if model.quantization is not None:
+            manifest["quantization"] = model.quantization
         write_manifest(folder, manifest)
         if request.verify:
             runner = Runner(folder, log=progress)
@@ -173,6 +197,7 @@ def load_target(name: str, request: LowerRequest) -> Target:
         raise UsageError(
             f"the target {name} has no {request.dtype}", remedy=f"choose --dtype {' or '.join(sorted(module.DTYPES))}"
         )
+    _check_quantization(name, module, request)
     # With several targets, an option is for those that have it; one must.
     foreign = sorted(request.options.keys() - frozenset().union(*(_module_of(one).OPTIONS for one in request.targets)))
     if foreign:
@@ -181,6 +206,22 @@ def load_target(name: str, request: LowerRequest) -> Target:
     own = {option: value for option, value in request.options.items() if option in module.OPTIONS}
     target: Target = module.make_target(will_run=request.verify, **own)
     return target
+
+
+def _check_quantization(name: str, module: Any, request: LowerRequest) -> None:
+    """Raises UsageError for quantised weights that the target, or any, does not have."""
+    if request.quantization is None:
+        if request.calibration is not None and request.dtype != "float16":
+            raise UsageError("--calibration is for --quant and for --dtype float16", remedy="leave it out")
+        return
+    method = request.quantization.method
+    if method not in module.QUANTIZATION:
+        raise UsageError(f"the target {name} has no --quant {method}: {module.WHY_NOT_QUANTIZED}",
+                         remedy="choose another --target")  # fmt: skip
+    if request.dtype != "float32":
+        raise UsageError(
+            f"--quant {method} computes in float32, not in {request.dtype}", remedy="leave out --dtype, or --quant"
+        )
 
 
 def _module_of(target: str) -> Any:
@@ -246,7 +287,7 @@ def make_manifest(
         "contract": describe_contract(captured, cache_by_layer=lowered.cache_by_layer),
         "machine": _machine_json(lowered.machine),
         "programs": lowered.programs,
-        **({"operators": sorted(called)} if (called := captured.operators()) else {}),
+        **({"operators": sorted(called)} if (called := captured.operators() - lowered.translated) else {}),
         **({"limits": lowered.limits} if lowered.limits else {}),
         "weights": WEIGHTS if lowered.weights else "",
         "tokenizer": TOKENIZER,

@@ -139,6 +139,7 @@ def _describe(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         f"trained on {model['sequence_len']} tokens",
         f"checkpoint  {checkpoint['source']} {checkpoint['tag']}{_step(checkpoint['step'])}",
         *(f"            {note}" for note in checkpoint.get("notes", [])),
+        *([f"quantized   {_describe_quantization(manifest['quantization'])}"] if manifest.get("quantization") else []),
         f"machine     {_describe_machine(machine, manifest['target'])}",
         f"verified    {_describe_verification(manifest.get('verification'))}",
         *([f"proved      {_describe_parity(manifest['parity'])}"] if manifest.get("parity") else []),
@@ -160,6 +161,16 @@ def _describe_machine(machine: Mapping[str, Any], target: str) -> str:
     if machine.get("cpu_features"):
         needs.append(f"a CPU with {' '.join(machine['cpu_features'])}")
     return ", ".join(filter(None, needs)) or "any"
+
+
+def _describe_quantization(quantization: Mapping[str, Any]) -> str:
+    """`int4 in groups of 32, by gptq over 16384 tokens (written by the model)`."""
+    calibration = quantization["calibration"]
+    source = calibration["name"] if calibration["source"] == "file" else calibration["source"]
+    return (
+        f"{quantization['method']} in groups of {quantization['group_size']}, by {quantization['algorithm']} over "
+        f"{calibration['tokens']} tokens ({source})"
+    )
 
 
 def _step(step: int | None) -> str:

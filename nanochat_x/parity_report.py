@@ -21,10 +21,10 @@ from nanochat_x.console import Progress
 from nanochat_x.errors import RunnerError, UsageError
 from nanochat_x.machine import describe_machine
 from nanochat_x.manifest import read_manifest
-from nanochat_x.model import prepare_weights
 from nanochat_x.parity import Outcome, Reference, run_example, search
 from nanochat_x.parity_examples import Example, Limits, limits_of, parse_example
 from nanochat_x.parity_statistics import Statistics, describe
+from nanochat_x.quantizing import reference_weights
 from nanochat_x.session import RunnerSession
 from nanochat_x.verification import FACTOR
 
@@ -60,7 +60,7 @@ def verify_bundle(request: VerifyRequest, checkpoint: Checkpoint, progress: Prog
         )
     dtype: torch.dtype = getattr(torch, manifest["dtype"])
     max_seq_len = manifest["max_seq_len"]
-    weights = prepare_weights(checkpoint.weights, dtype)
+    weights = reference_weights(request.bundle, manifest, checkpoint, dtype)
     reference = Reference(checkpoint.spec, weights, dtype, max_seq_len)
     progress.note(f"against: {checkpoint.files.model}")
     start = time.monotonic()

@@ -32,6 +32,7 @@ class Lowered:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)  # to be written once, for all programs
     machine: Machine = field(default_factory=Machine)
     limits: dict[str, int] = field(default_factory=dict)  # of one call, below the contract's; the runner splits calls
+    translated: frozenset[str] = frozenset()  # operators of operators.py that became some of the target's own
     cache_by_layer: bool = (
         False  # the cached programs take `cache_k_0`, `cache_v_0`, ... in the place of `cache_k`, `_v`
     )
@@ -44,6 +45,10 @@ class Target(Protocol):
     `make_target(*, will_run, **options)` takes: only what the user gave is passed on. `will_run` says that the
     programs will be run here and now; make_target raises LoweringError if that, or the lowering, is impossible here.
     `operators` names those of operators.py that its programs may call: its runner has kernels for them.
+
+    `QUANTIZATION` are the formats of quantised matrices (`quantize.Format.method`) that it can lower, without any of
+    which WHY_NOT_QUANTIZED says the reason; `quantized_tensors(bundle)` reads the matrices of a bundle, by the names
+    and in the formats of `quantize`.
     """
 
     name: str

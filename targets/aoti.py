@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 import torch._inductor.cpu_vec_isa
+from safetensors.torch import load_file
 from torch.export import ExportedProgram
 
+from nanochat_x.bundle import WEIGHTS
 from nanochat_x.capture import Captured
 from nanochat_x.compiler import find_compiler
 from nanochat_x.console import Progress, format_size
@@ -27,6 +29,7 @@ from nanochat_x.targets.quiet import quiet
 
 DTYPES = frozenset({"float32", "bfloat16", "float16"})
 OPTIONS = frozenset({"march", "kernels"})
+QUANTIZATION = frozenset({"int8", "int4"})
 
 #: gcc and clang define a macro for each instruction set that they may use. The names are those that a runner knows.
 _FEATURE_MACROS = {
@@ -140,6 +143,11 @@ def make_target(*, will_run: bool = False, march: str = "native", kernels: str =
             remedy="add --no-verify to lower for another machine",
         )
     return target
+
+
+def quantized_tensors(bundle: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a bundle's quantised matrices, as `quantize` names them. Raises OSError."""
+    return {name.removeprefix("model."): tensor for name, tensor in load_file(bundle / WEIGHTS).items()}
 
 
 def _constants(program: ExportedProgram) -> dict[str, torch.Tensor]:

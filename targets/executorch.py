@@ -20,6 +20,8 @@ from nanochat_x.targets.quiet import quiet
 OPTIONS = frozenset({"max_batch"})
 #: Its XNNPACK partitioner takes bfloat16 for single operators, on request and with new enough versions: not used here.
 DTYPES = frozenset({"float32", "float16"})
+QUANTIZATION: frozenset[str] = frozenset()
+WHY_NOT_QUANTIZED = "XNNPACK multiplies matrices in 8 and 4 bits with activations rounded to 8 bits alone"
 
 VERSION = "1.5.1"
 REMEDY = f"pip install executorch=={VERSION}"

@@ -6,10 +6,14 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from safetensors.torch import load_file
+
 from nanochat_x.bundle import WEIGHTS
 from nanochat_x.capture import Captured
 from nanochat_x.console import Progress, format_size
 from nanochat_x.errors import LoweringError, UsageError
+from nanochat_x.quantized_model import QUANTIZED_PRODUCTS
 from nanochat_x.safetensors_file import layout
 from nanochat_x.target import Lowered, Machine
 
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 OPTIONS = frozenset({"opset", "optimize"})
 #: onnxruntime's CPU provider multiplies no bfloat16 matrices.
 DTYPES = frozenset({"float32", "float16"})
+QUANTIZATION = frozenset({"int8", "int4"})
 
 #: opset -> the least onnxruntime that takes it. 22 and 23 were found by loading graphs with onnxruntime 1.19 to 1.27;
 #: older ones are from its table (https://onnxruntime.ai/docs/reference/compatibility.html). torch 2.13's exporter
@@ -37,7 +42,7 @@ class Onnx:
     """Lowers to `cached.onnx` and `full.onnx`."""
 
     name = "onnx"
-    operators: frozenset[str] = frozenset()
+    operators = QUANTIZED_PRODUCTS  # which onnx_quantized translates
 
     def __init__(self, opset: int = DEFAULT_OPSET, *, optimize: bool = False) -> None:
         """`optimize`: onnxruntime rewrites the graphs; some operators are its own (com.microsoft) then.
@@ -56,7 +61,7 @@ class Onnx:
 
         Raises LoweringError if the exporter or the optimizer fails.
         """
-        from nanochat_x.targets import onnx_graph
+        from nanochat_x.targets import onnx_graph, onnx_quantized
 
         programs = captured.programs()
         files = {role: FILES[role] for role in programs}
@@ -70,6 +75,8 @@ class Onnx:
                 tensors |= onnx_graph.constants_of(program)
                 try:
                     models[file] = onnx_graph.export_graph(program, self.opset, cached=role != "full")
+                    quantized = onnx_quantized.expand(models[file], tensors)
+                    tensors |= quantized
                     if self.optimize:
                         models[file] = onnx_graph.optimized(models[file])
                 except LoweringError:
@@ -83,8 +90,17 @@ class Onnx:
             onnx_graph.write(model, folder / file, places, WEIGHTS)
             progress.note(f"  {file}: opset {self.opset}, {format_size((folder / file).stat().st_size)}")
         # Operators of com.microsoft carry no version: only this onnxruntime, and newer ones, are known to have them.
-        runtime = onnx_graph.runtime_version() if self.optimize else RUNTIMES[self.opset]
-        return Lowered(files, weights, Machine(runtime_version=runtime), cache_by_layer=True)
+        own = self.optimize or quantized
+        runtime = onnx_graph.runtime_version() if own else RUNTIMES[self.opset]
+        machine = Machine(runtime_version=runtime)
+        return Lowered(files, weights, machine, translated=self.operators, cache_by_layer=True)
+
+
+def quantized_tensors(bundle: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a bundle's quantised matrices, as `quantize` names them. Raises OSError, KeyError."""
+    from nanochat_x.targets import onnx_quantized
+
+    return onnx_quantized.matrices_in(load_file(bundle / WEIGHTS))
 
 
 def make_target(*, will_run: bool = False, opset: int = DEFAULT_OPSET, optimize: bool = False) -> Onnx:

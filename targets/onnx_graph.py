@@ -19,13 +19,15 @@ from torch.export import ExportedProgram
 
 from nanochat_x.capture import CACHED_INPUTS, CACHED_OUTPUTS, FULL_INPUTS, FULL_OUTPUTS
 from nanochat_x.errors import LoweringError
+from nanochat_x.targets import onnx_quantized
 from nanochat_x.targets.quiet import quiet
 
 #: onnxscript types its operators' arguments by tensors of their element type, not by what a graph is made of.
 _op: Any = opset18
 #: Names of dynamic axes, by input and dimension.
 _AXES = {("input_ids", 0): "batch", ("input_ids", 1): "steps", ("cache_k", 3): "slots", ("logits_to_keep", 0): "kept"}
-#: Constants of more bytes than this lie in the shared file; smaller ones (scalars, axes) in the graph.
+#: Constants of more bytes than this lie in the shared file, and quantised matrices of any size, which `verify` reads;
+#: smaller ones (scalars, axes) in the graph.
 _EMBEDDED = 1 << 12
 
 
@@ -43,7 +45,11 @@ def export_graph(program: ExportedProgram, opset: int, *, cached: bool) -> ir.Mo
             opset_version=opset,
             input_names=CACHED_INPUTS if cached else FULL_INPUTS,
             output_names=CACHED_OUTPUTS if cached else FULL_OUTPUTS,
-            custom_translation_table={torch.ops.aten.linear.default: _linear, torch.ops.aten.index.Tensor: _rows},
+            custom_translation_table={
+                torch.ops.aten.linear.default: _linear,
+                torch.ops.aten.index.Tensor: _rows,
+                **onnx_quantized.TRANSLATIONS,
+            },
             verbose=False,
             optimize=False,  # it would fold transposed copies of the weights; below it is kept from that
         )
@@ -233,7 +239,7 @@ def _input_order(name: str, kinds: Mapping[str, int]) -> tuple[int, int, int]:
 
 
 def weights_of(models: Iterable[ir.Model], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Those of the programs' tensors that a graph takes, and that are too large to lie in it."""
+    """Those of the programs' tensors that a graph takes, and that do not lie in it."""
     found: dict[str, torch.Tensor] = {}
     for model in models:
         for name, value in model.graph.initializers.items():
@@ -248,7 +254,9 @@ def runtime_version() -> str:
 
 
 def _is_large(value: ir.Value) -> bool:
-    return value.const_value is not None and value.const_value.nbytes > _EMBEDDED
+    if value.const_value is None:
+        return False
+    return value.const_value.nbytes > _EMBEDDED or onnx_quantized.is_quantized(str(value.name))
 
 
 def constants_of(program: ExportedProgram) -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ from nanochat_x.targets.torchscript_source import MethodSource, method_source
 
 DTYPES = frozenset({"float32", "bfloat16", "float16"})
 OPTIONS = frozenset({"kernels"})
+QUANTIZATION = frozenset({"int8", "int4"})
 
 FILE = "model.pt"
 
@@ -61,6 +62,14 @@ def make_target(*, will_run: bool = False, kernels: str = "own") -> TorchScript:
     """The target; its file runs wherever libtorch does, so `will_run` asks nothing of this machine."""
     del will_run
     return TorchScript(kernels)
+
+
+def quantized_tensors(bundle: Path) -> dict[str, Tensor]:
+    """The tensors of a bundle's quantised matrices, as `quantize` names them. Raises RuntimeError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = torch.jit.load(str(bundle / FILE))
+    return {name.removeprefix("model."): tensor for name, tensor in module.state_dict().items()}
 
 
 def script_module(programs: Mapping[str, ExportedProgram]) -> torch.jit.ScriptModule:

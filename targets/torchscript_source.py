@@ -35,7 +35,8 @@ _INTEGER_OPERATORS: Mapping[Any, str] = {
 
 #: The operators that nanochat's forward pass is made of. TorchScript has many more, but only these were compared.
 OPERATORS = frozenset({
-    aten.__and__.Tensor, aten.add.Tensor, aten.arange.default, aten.bmm.default, aten.cat.default, aten.chunk.default,
+    aten.__and__.Scalar, aten.__and__.Tensor, aten.__rshift__.Scalar, aten.add.Tensor, aten.arange.default,
+    aten.bmm.default, aten.cat.default, aten.chunk.default,
     aten.clone.default, aten.div.Tensor, aten.embedding.default, aten.ge.Scalar, aten.gt.Scalar, aten.gt.Tensor,
     aten.index.Tensor, aten.index_select.default, aten.le.Scalar, aten.linear.default, aten.mean.dim, aten.mul.Tensor,
     aten.narrow.default, aten.relu.default, aten.rsqrt.default, aten.select.int, aten.sigmoid.default,

@@ -19,6 +19,7 @@ from models import GENERATIONS, MAX_SEQ_LEN
 
 from nanochat_x import cli_bench, cli_run
 from nanochat_x.build import ensure_built
+from nanochat_x.quantize import Format
 
 # No deadline for one example: a busy machine is no failure. `print_blob`: a failure can be repeated from a CI log.
 settings.register_profile("nanochat_x", deadline=None, print_blob=True)
@@ -63,8 +64,8 @@ def runner_build() -> Path:
 def lowered(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`lowered(model, target, dtype, **options)`: a bundle, lowered when it is first asked for.
 
-    `model` is "demo" or one of tests/data/generations; `options` are the target's. Never write to a bundle from here.
-    Workers that run side by side share them.
+    `model` is "demo" or one of tests/data/generations; `options` are the target's, but for `quant`: METHOD:GROUP_SIZE.
+    Never write to a bundle from here. Workers that run side by side share them.
     """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "lowered"
@@ -82,6 +83,9 @@ def lowered(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         with FileLock(folder / f"{output.name}.lock"):
             if output.exists():  # a bundle appears whole or not at all
                 return output
+            if quant := options.pop("quant", None):
+                method, size = quant.split(":")
+                checkpoint["quantization"] = Format(method, int(size))
             return lower_bundle(output, target, dtype=dtype, options=options, **checkpoint)
 
     return bundle

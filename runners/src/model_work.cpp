@@ -79,10 +79,10 @@ void count_file(const std::filesystem::path& file, ModelWork& work) {
   }
 }
 
-// Weights of `bits` in groups, each with a scale in float16 and, below 8 bits, a zero as wide as a weight.
+// Weights of `bits` in groups, each with a scale of 16 bits and, below 8 bits, a zero of 8.
 double bits_a_weight(const Sizes& sizes, std::int64_t element) {
   if (sizes.bits == 0) return 8.0 * static_cast<double>(element);
-  const double zero = sizes.bits < 8 ? static_cast<double>(sizes.bits) : 0.0;
+  const double zero = sizes.bits < 8 ? 8.0 : 0.0;
   return static_cast<double>(sizes.bits) + (16.0 + zero) / static_cast<double>(sizes.group);
 }
 

@@ -107,8 +107,8 @@ TEST_CASE("work: weights inside the programs have the manifest's width") {
   CHECK(bytes(nullptr, "float32") == weights * 4);
   CHECK(bytes(nullptr, "bfloat16") == weights * 2);
   CHECK(bytes({{"bits", 8}, {"group_size", 32}}, "float32") == weights + weights / 16);
-  // half a byte, and of each group of 32 a scale of 2 bytes and a zero of half a byte
-  CHECK(bytes({{"bits", 4}, {"group_size", 32}}, "float32") == weights / 2 + weights / 32 * 5 / 2);
+  // half a byte, and of each group of 32 a scale of 2 bytes and a zero of one
+  CHECK(bytes({{"bits", 4}, {"group_size", 32}}, "float32") == weights / 2 + weights / 32 * 3);
   CHECK(work_with(inside).weights_bytes == 3 * kAbc.size());  // the three programs
 }
 

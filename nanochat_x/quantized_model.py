@@ -1,0 +1,49 @@
+"""The model over quantised matrices: what is captured for a bundle in 8 or 4 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from nanochat_x.model import GPT, Linear
+from nanochat_x.quantize import QuantizedMatrix, grids_of, matrices_of
+from nanochat_x.spec import ModelSpec
+
+#: Names of the operators that its products are.
+QUANTIZED_PRODUCTS = frozenset({"linear_int8", "linear_int4"})
+
+
+class QuantizedLinear(Linear):
+    """`x @ w.T` of a `QuantizedMatrix` w, by an operator of operators.py."""
+
+    def __init__(self, matrix: QuantizedMatrix) -> None:
+        nn.Module.__init__(self)  # not Linear's, which makes a float weight
+        self.weight = nn.Parameter(matrix.weight, requires_grad=False)
+        self.scales = nn.Parameter(matrix.scales, requires_grad=False)
+        self.zeros = None if matrix.zeros is None else nn.Parameter(matrix.zeros, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.zeros is None:
+            out: Tensor = torch.ops.nanochat_x.linear_int8(x, self.weight, self.scales)
+        else:
+            out = torch.ops.nanochat_x.linear_int4(x, self.weight, self.scales, self.zeros)
+        return out
+
+
+def quantized_model(spec: ModelSpec, weights: Mapping[str, Tensor], *, own_operators: bool = False) -> GPT:
+    """A float32 model over a state dict with quantised matrices (`quantize.with_matrices`), not copied.
+
+    Products with them are operators of operators.py; `own_operators`: all else that has one is so, too. Raises
+    RuntimeError if a tensor is missing, unknown or of the wrong shape.
+    """
+    matrices = matrices_of(weights)
+    # A place holder for each matrix, so that all else goes through the model's own checks.
+    plain = {name: tensor for name, tensor in weights.items() if name not in grids_of(matrices)}
+    for name, matrix in matrices.items():
+        plain[name] = torch.empty(matrix.shape, device="meta")
+    model = GPT.from_weights(spec, plain, torch.float32, own_operators=own_operators)
+    for name, matrix in matrices.items():
+        model.set_submodule(name.removesuffix(".weight"), QuantizedLinear(matrix))
+    return model.eval()
