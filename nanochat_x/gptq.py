@@ -1,11 +1,13 @@
 """GPTQ: rounds a matrix column by column and lets the columns that are left make up for each error.
 
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", 2022
-(https://arxiv.org/abs/2210.17323), algorithm 1. What is made small is the error of the layer's output,
-||X W^T - X Q^T||^2, whose Hessian in each row of W is H = 2 X^T X for the inputs X [tokens, K] of a calibration text.
+(https://arxiv.org/abs/2210.17323), algorithm 1; then some sweeps of coordinate descent over what it found, in which
+earlier columns answer to later ones too (Behdin et al., "QuantEase", 2023, https://arxiv.org/abs/2309.01885). What is
+made small is the error of the layer's output, ||X W^T - X Q^T||^2, whose Hessian in each row of W is H = 2 X^T X for
+the inputs X [tokens, K] of a calibration text.
 
 A model is quantised in one pass over its calibration text: whatever reaches a matrix has gone through the quantised
-ones before it, so that each makes up for what they lost as well.
+ones before it, so that each sees what it will meet.
 """
 
 from __future__ import annotations
@@ -13,82 +15,86 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nanochat_x.errors import LoweringError
 from nanochat_x.model import GPT, Linear
-from nanochat_x.quantize import Format, Grid, QuantizedMatrix, choose_grid, is_matrix, with_matrices
+from nanochat_x.quantize import Format, Grid, QuantizedMatrix, choose_grid, is_matrix, limits_of, with_matrices
 from nanochat_x.spec import ModelSpec
 from nanochat_x.wrappers import ExportableGPT
 
 #: Added to the Hessian's diagonal, as a share of its mean: the paper's.
 DAMPING = 0.01
 _MOST_DAMPING = 1.0
+SWEEPS = 2  # of coordinate descent; further ones change next to nothing
 
 
-def inverse_factor(inputs: Tensor) -> Tensor:
-    """U, upper triangular float32 [K, K] with U^T U = inverse of (2 X^T X + damping), for inputs X float32 [tokens, K].
+def damped_hessian(inputs: Tensor, damping: float = DAMPING) -> Tensor:
+    """2 X^T X with a share of its mean diagonal added to the diagonal, float32 [K, K], for X float32 [tokens, K].
 
     Inputs that are all zero give the identity. Raises LoweringError if they are not finite.
     """
-    hessian = _hessian(inputs)
-    mean = float(hessian.diagonal().mean())
-    if not np.isfinite(mean):
+    # numpy computes a matrix's product with its own transpose at half the cost (BLAS syrk).
+    x = inputs.numpy()
+    hessian = torch.from_numpy(x.T @ x).mul_(2)
+    mean = hessian.diagonal().mean()
+    if not mean.isfinite():
         raise LoweringError("the calibration text drives the model to numbers that are not finite")
-    if mean == 0.0:
+    if mean == 0:
         return torch.eye(hessian.shape[0])
-    damping = DAMPING
+    hessian.diagonal().add_(damping * mean)
+    return hessian
+
+
+def inverse_factor(hessian: Tensor) -> Tensor:
+    """U, upper triangular float32 [K, K] with U^T U = the inverse of a damped Hessian.
+
+    Adds more to its diagonal where float32 cannot factorise it. Raises LoweringError if that does not help.
+    """
+    mean, damping = hessian.diagonal().mean(), 0.0
     while True:
         # With rows and columns in reverse order the Cholesky factor L gives H = R R^T for the upper triangular R = L
         # turned around, and U = R^-1: one factorisation, and no inverse of H itself.
-        damped = hessian.flip(0, 1)
-        damped.diagonal().add_(damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        turned = hessian.flip(0, 1)
+        turned.diagonal().add_(damping * mean)
+        lower, failed = torch.linalg.cholesky_ex(turned)
         if not failed:
-            break
-        if damping >= _MOST_DAMPING:
+            return torch.linalg.solve_triangular(lower.flip(0, 1), torch.eye(hessian.shape[0]), upper=True)
+        damping = 10 * max(damping, DAMPING)
+        if damping > _MOST_DAMPING:
             raise LoweringError("the calibration text gives a Hessian that cannot be factorised")
-        damping *= 10  # float32 was not enough for a Hessian this badly conditioned
-    identity = torch.eye(hessian.shape[0])
-    return torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
 
 
-def _hessian(inputs: Tensor) -> Tensor:
-    """2 X^T X, float32. numpy computes a matrix times its own transpose at half the cost (BLAS syrk)."""
-    x = inputs.numpy()
-    return torch.from_numpy(x.T @ x).mul_(2)
-
-
-def quantize_matrix(weight: Tensor, factor: Tensor, form: Format) -> QuantizedMatrix:
-    """Quantises float32 [N, K] by the `inverse_factor` [K, K] of its inputs."""
+def quantize_matrix(
+    weight: Tensor, hessian: Tensor, factor: Tensor, form: Format, sweeps: int = SWEEPS
+) -> QuantizedMatrix:
+    """Quantises float32 [N, K] by the damped Hessian [K, K] of its inputs and the `inverse_factor` of that."""
     size = form.group_size
     # Column-major: a step takes a column, and updates those right of it.
-    columns = weight.t().contiguous()  # [K, N]
-    if columns.data_ptr() == weight.data_ptr():
-        columns = columns.clone()
+    columns = weight.t().clone(memory_format=torch.contiguous_format)  # [K, N]
     # How much an error in a column costs once the later ones have made up for it.
     importance = factor.diagonal().square().reciprocal()
-    found: list[Tensor] = []
+    q = torch.empty_like(columns)
     grids: list[Grid] = []
     for begin in range(0, columns.shape[0], size):
         end = begin + size
         group = columns[begin:end]
         grid = choose_grid(group.t().unsqueeze(1), form, importance[begin:end].unsqueeze(0))
-        q, errors = _quantize_group(group, factor[begin:end, begin:end], grid)
+        errors = _quantize_group(group, q[begin:end], factor[begin:end, begin:end], grid)
         columns[end:].addmm_(factor[begin:end, end:].t(), errors, alpha=-1)
-        found.append(q)
         grids.append(grid)
     scales = torch.cat([grid.scales for grid in grids], dim=1)
     zeros = [grid.zeros for grid in grids if grid.zeros is not None]
-    q = torch.stack(found).permute(2, 0, 1)  # [G, g, N] -> [N, G, g]
-    return QuantizedMatrix.from_grid(q, Grid(scales, torch.cat(zeros, dim=1) if zeros else None))
+    grid = Grid(scales, torch.cat(zeros, dim=1) if zeros else None)
+    if sweeps:
+        _descend(weight, q, hessian, grid, form, sweeps)
+    return QuantizedMatrix.from_grid(q.t().unflatten(1, (-1, size)), grid)
 
 
-def _quantize_group(columns: Tensor, factor: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """q and the errors in units of the factor's diagonal, both float32 [g, N]. Changes `columns` [g, N]."""
-    q, errors = torch.empty_like(columns), torch.empty_like(columns)
+def _quantize_group(columns: Tensor, q: Tensor, factor: Tensor, grid: Grid) -> Tensor:
+    """Sets q [g, N]; returns the errors in units of the factor's diagonal, [g, N]. Changes `columns` [g, N]."""
+    errors = torch.empty_like(columns)
     for i in range(columns.shape[0]):
         column = columns[i]
         rounded = grid.round(column[:, None, None])
@@ -96,7 +102,28 @@ def _quantize_group(columns: Tensor, factor: Tensor, grid: Grid) -> tuple[Tensor
         torch.sub(column, grid.value(rounded)[:, 0, 0], out=errors[i])
         errors[i] /= factor[i, i]
         columns[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
-    return q, errors
+    return errors
+
+
+def _descend(weight: Tensor, q: Tensor, hessian: Tensor, grid: Grid, form: Format, sweeps: int) -> None:
+    """Coordinate descent: each column of q float32 [K, N] in turn to what is best, given all the others, in place."""
+    size, (lowest, highest) = form.group_size, limits_of(form.method)
+    groups = q.t().unflatten(1, (-1, size))
+    # H times what is lost: how a column would have to move, times the Hessian's diagonal.
+    pull = hessian @ (weight - grid.value(groups).flatten(1)).t()  # [K, N]
+    steps = grid.scales.float().t().contiguous()  # [G, N]
+    for begin in sweeps * list(range(0, q.shape[0], size)):
+        end, step = begin + size, steps[begin // size]
+        own, moved = pull[begin:end], torch.empty(size, q.shape[1])
+        for i in range(size):
+            better = own[i] / (step * hessian[begin + i, begin + i])
+            better.add_(q[begin + i]).round_().clamp_(lowest, highest)
+            torch.sub(better, q[begin + i], out=moved[i])
+            moved[i] *= step
+            q[begin + i] = better
+            own.addr_(hessian[begin:end, begin + i], moved[i], alpha=-1)
+        for others in (slice(0, begin), slice(end, None)):
+            pull[others].addmm_(hessian[others, begin:end], moved, alpha=-1)
 
 
 class _Finished(BaseException):
@@ -119,18 +146,19 @@ def quantize_model(
     model = GPT.from_weights(spec, weights, torch.float32)
     modules = {f"{name}.weight": module for name, module in model.named_modules() if is_matrix(f"{name}.weight")}
     found: dict[str, QuantizedMatrix] = {}
-    last: tuple[Tensor, Tensor] | None = None  # q, k and v have one input
+    last: tuple[Tensor, Tensor, Tensor] | None = None  # inputs, Hessian, factor: q, k and v have one input
 
     def quantize(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
         nonlocal last
         assert isinstance(module, Linear)
         (x,) = inputs
         try:
-            factor = last[1] if last is not None and last[0] is x else inverse_factor(x.flatten(0, -2))
+            if last is None or last[0] is not x:
+                hessian = damped_hessian(x.flatten(0, -2))
+                last = x, hessian, inverse_factor(hessian)
         except LoweringError as error:
             raise LoweringError(f"{name} cannot be quantised: {error.what}") from error
-        last = x, factor
-        found[name] = quantize_matrix(module.weight.detach().float(), factor, form)
+        found[name] = quantize_matrix(module.weight.detach().float(), last[1], last[2], form)
         see(len(found), len(modules))
         if len(found) == len(modules):
             raise _Finished

@@ -14,7 +14,7 @@ Both products are exact in float32 (8 bits times 8 bits): `dequantize` is what t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,8 +62,8 @@ class Grid:
         """The nearest q of weights float32 [N, G, g], as float32."""
         steps = torch.round(weight / self.scales.float().unsqueeze(-1))
         if self.zeros is None:
-            return steps.clamp_(-_LARGEST_Q, _LARGEST_Q)
-        return steps.add_(self.zeros.float().unsqueeze(-1)).clamp_(0, _LEVELS)
+            return steps.clamp_(*limits_of("int8"))
+        return steps.add_(self.zeros.float().unsqueeze(-1)).clamp_(*limits_of("int4"))
 
     def value(self, q: Tensor) -> Tensor:
         """The weights float32 [N, G, g] that q stands for."""
@@ -106,6 +106,11 @@ class QuantizedMatrix:
         return found if self.zeros is None else {**found, f"{stem}.zeros": self.zeros}
 
 
+def limits_of(method: Method) -> tuple[int, int]:
+    """The least and the largest q."""
+    return (-_LARGEST_Q, _LARGEST_Q) if method == "int8" else (0, _LEVELS)
+
+
 def pack_int4(q: Tensor) -> Tensor:
     """q uint8 [N, G, g], 0 to 15, as bytes [N, G * g / 2]."""
     low, high = q.chunk(2, dim=-1)
@@ -139,19 +144,23 @@ def check_format(form: Format, weights: Mapping[str, Tensor]) -> None:
             )
 
 
-#: By how much a group's range may shrink. Clipping its few largest weights makes the steps of all others finer.
-_SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)
+WHOLE = (1.0,)  # of a group's range
+#: Clipping its few largest weights makes the steps of all others finer.
+CLIPPED = (1.0, 0.95, 0.9, 0.85, 0.8)
 
 
-def choose_grid(weight: Tensor, form: Format, importance: Tensor | None = None) -> Grid:
-    """The grid for groups of weights float32 [N, G, g]: of some ranges, the one with the least squared error.
+def choose_grid(
+    weight: Tensor, form: Format, importance: Tensor | None = None, parts: Sequence[float] = CLIPPED
+) -> Grid:
+    """The grid for groups of weights float32 [N, G, g]: of these parts of their range, that with the least error.
 
-    `importance` float32 [G, g] weighs the errors: how strongly a column's input acts on the output.
+    The error is the sum of squares; `importance` float32 [G, g] weighs them: how strongly a column's input acts on the
+    output.
     """
     low, high = weight.amin(-1).clamp(max=0), weight.amax(-1).clamp(min=0)
     best: Grid | None = None
     least = torch.empty(0)
-    for part in _SHRINK:
+    for part in parts:
         grid = _grid_of_range(low * part, high * part, form)
         loss = (grid.value(grid.round(weight)) - weight).square_()
         error = loss.sum(-1) if importance is None else torch.einsum("ngk,gk->ng", loss, importance)
@@ -179,10 +188,10 @@ def _scales(steps: Tensor) -> Tensor:
     return torch.where(rounded < torch.finfo(torch.bfloat16).tiny, torch.ones_like(rounded), rounded)
 
 
-def round_to_nearest(weight: Tensor, form: Format) -> QuantizedMatrix:
-    """A matrix float32 [N, K], each weight to the nearest value of its group's grid."""
+def round_to_nearest(weight: Tensor, form: Format, parts: Sequence[float] = WHOLE) -> QuantizedMatrix:
+    """A matrix float32 [N, K], each weight to the nearest value of its group's grid: `choose_grid` of these parts."""
     groups = weight.float().unflatten(1, (-1, form.group_size))
-    grid = choose_grid(groups, form)
+    grid = choose_grid(groups, form, parts=parts)
     return QuantizedMatrix.from_grid(grid.round(groups), grid)
 
 
