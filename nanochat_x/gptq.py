@@ -20,7 +20,16 @@ from torch import Tensor, nn
 
 from nanochat_x.errors import LoweringError
 from nanochat_x.model import GPT, Linear
-from nanochat_x.quantize import Format, Grid, QuantizedMatrix, choose_grid, is_matrix, limits_of, with_matrices
+from nanochat_x.quantize import (
+    Format,
+    Grid,
+    QuantizedMatrix,
+    choose_grid,
+    in_groups,
+    is_matrix,
+    limits_of,
+    with_matrices,
+)
 from nanochat_x.spec import ModelSpec
 from nanochat_x.wrappers import ExportableGPT
 
@@ -37,7 +46,7 @@ def damped_hessian(inputs: Tensor, damping: float = DAMPING) -> Tensor:
     """
     # numpy computes a matrix's product with its own transpose at half the cost (BLAS syrk).
     x = inputs.numpy()
-    hessian = torch.from_numpy(x.T @ x).mul_(2)
+    hessian: Tensor = torch.from_numpy(x.T @ x).mul_(2)
     mean = hessian.diagonal().mean()
     if not mean.isfinite():
         raise LoweringError("the calibration text drives the model to numbers that are not finite")
@@ -60,7 +69,9 @@ def inverse_factor(hessian: Tensor) -> Tensor:
         turned.diagonal().add_(damping * mean)
         lower, failed = torch.linalg.cholesky_ex(turned)
         if not failed:
-            return torch.linalg.solve_triangular(lower.flip(0, 1), torch.eye(hessian.shape[0]), upper=True)
+            upper: Tensor = lower.flip(0, 1)
+            factor: Tensor = torch.linalg.solve_triangular(upper, torch.eye(hessian.shape[0]), upper=True)
+            return factor
         damping = 10 * max(damping, DAMPING)
         if damping > _MOST_DAMPING:
             raise LoweringError("the calibration text gives a Hessian that cannot be factorised")
@@ -89,7 +100,7 @@ def quantize_matrix(
     grid = Grid(scales, torch.cat(zeros, dim=1) if zeros else None)
     if sweeps:
         _descend(weight, q, hessian, grid, form, sweeps)
-    return QuantizedMatrix.from_grid(q.t().unflatten(1, (-1, size)), grid)
+    return QuantizedMatrix.from_grid(in_groups(q.t(), size), grid)
 
 
 def _quantize_group(columns: Tensor, q: Tensor, factor: Tensor, grid: Grid) -> Tensor:
@@ -108,7 +119,7 @@ def _quantize_group(columns: Tensor, q: Tensor, factor: Tensor, grid: Grid) -> T
 def _descend(weight: Tensor, q: Tensor, hessian: Tensor, grid: Grid, form: Format, sweeps: int) -> None:
     """Coordinate descent: each column of q float32 [K, N] in turn to what is best, given all the others, in place."""
     size, (lowest, highest) = form.group_size, limits_of(form.method)
-    groups = q.t().unflatten(1, (-1, size))
+    groups = in_groups(q.t(), size)
     # H times what is lost: how a column would have to move, times the Hessian's diagonal.
     pull = hessian @ (weight - grid.value(groups).flatten(1)).t()  # [K, N]
     steps = grid.scales.float().t().contiguous()  # [G, N]

@@ -106,6 +106,11 @@ class QuantizedMatrix:
         return found if self.zeros is None else {**found, f"{stem}.zeros": self.zeros}
 
 
+def in_groups(matrix: Tensor, size: int) -> Tensor:
+    """A matrix [N, K] as [N, K / size, size]."""
+    return matrix.reshape(matrix.shape[0], -1, size)
+
+
 def limits_of(method: Method) -> tuple[int, int]:
     """The least and the largest q."""
     return (-_LARGEST_Q, _LARGEST_Q) if method == "int8" else (0, _LEVELS)
@@ -119,7 +124,7 @@ def pack_int4(q: Tensor) -> Tensor:
 
 def unpack_int4(packed: Tensor, groups: int) -> Tensor:
     """q uint8 [N, G, g] of bytes [N, G * g / 2]."""
-    halves = packed.unflatten(1, (groups, -1))
+    halves = packed.view(packed.shape[0], groups, -1)
     return torch.cat([halves & 15, halves >> 4], dim=-1)
 
 
@@ -190,7 +195,7 @@ def _scales(steps: Tensor) -> Tensor:
 
 def round_to_nearest(weight: Tensor, form: Format, parts: Sequence[float] = WHOLE) -> QuantizedMatrix:
     """A matrix float32 [N, K], each weight to the nearest value of its group's grid: `choose_grid` of these parts."""
-    groups = weight.float().unflatten(1, (-1, form.group_size))
+    groups = in_groups(weight.float(), form.group_size)
     grid = choose_grid(groups, form, parts=parts)
     return QuantizedMatrix.from_grid(grid.round(groups), grid)
 

@@ -10,7 +10,7 @@ matrix in 8 bits is the sum of two in 4, q = 16 * (high - 8) + low, and its prod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -20,7 +20,7 @@ from onnxscript.values import Op, Opset
 from torch import Tensor
 
 from nanochat_x.errors import LoweringError
-from nanochat_x.quantize import QuantizedMatrix, pack_int4, unpack_int4
+from nanochat_x.quantize import QuantizedMatrix, in_groups, pack_int4, unpack_int4
 
 _DOMAIN = "nanochat_x"  # of nodes that `expand` replaces
 _RUNTIME_DOMAIN = "com.microsoft"
@@ -54,7 +54,7 @@ def _linear_int4(x: Any, weight: Any, scales: Any, zeros: Any) -> Any:
 
 
 #: For torch's exporter: a node a product, which `expand` replaces.
-TRANSLATIONS = {
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.nanochat_x.linear_int8.default: _linear_int8,
     torch.ops.nanochat_x.linear_int4.default: _linear_int4,
 }
@@ -78,16 +78,16 @@ def expand(model: ir.Model, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name, *grid = (str(value.name) for value in inputs if value is not None)
         scales, zeros = tensors[grid[0]], tensors[grid[1]] if len(grid) > 1 else None
         matrix = QuantizedMatrix(tensors[name], scales, zeros)
-        results = []
+        results: Sequence[ir.Value] = []
         for operands in operands_of(name.removesuffix(".weight"), matrix):
             found |= operands
             product = _product(graph, x, operands)
             graph.insert_before(node, product)
-            results.append(product.outputs[0])
+            results = [*results, *product.outputs]
         if len(results) > 1:
             addition = ir.node("Add", results)
             graph.insert_before(node, addition)
-            results = addition.outputs[:1]
+            results = addition.outputs
         out, (result,) = node.outputs[0], results
         result.name, result.shape, result.type = out.name, out.shape, out.type
         out.replace_all_uses_with(result, replace_graph_outputs=True)
@@ -116,7 +116,7 @@ def operands_of(stem: str, matrix: QuantizedMatrix) -> list[dict[str, Tensor]]:
     if matrix.zeros is not None:
         q = unpack_int4(matrix.weight, groups)
         return [{f"{prefix}weight": _pairs(q), f"{prefix}scales": scales, f"{prefix}zeros": _zeros(matrix.zeros)}]
-    q = (matrix.weight.unflatten(1, (groups, size)).short() + 128).to(torch.uint8)
+    q = (in_groups(matrix.weight, size).short() + 128).to(torch.uint8)
     return [
         {f"{prefix}high": _pairs(q >> 4), f"{prefix}high_scales": scales * 16},  # without zeros they are 8
         {

@@ -9,6 +9,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ def quantized_tensors(bundle: Path) -> dict[str, Tensor]:
     """The tensors of a bundle's quantised matrices, as `quantize` names them. Raises RuntimeError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = torch.jit.load(str(bundle / FILE))
+        module: Any = torch.jit.load(str(bundle / FILE))  # type: ignore[no-untyped-call]
     return {name.removeprefix("model."): tensor for name, tensor in module.state_dict().items()}
 
 

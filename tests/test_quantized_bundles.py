@@ -22,7 +22,7 @@ from nanochat_x.lowering import LowerRequest, load_target
 from nanochat_x.manifest import read_manifest
 from nanochat_x.parity_report import VerifyRequest, verify_bundle
 from nanochat_x.quantize import Format, dequantized, matrices_of, round_to_nearest
-from nanochat_x.quantizing import digest_of, reference_weights, relative_change
+from nanochat_x.quantizing import MOST_CHANGE, digest_of, reference_weights, relative_change
 from nanochat_x.targets import aoti, onnx, torchscript
 from nanochat_x.targets.onnx_quantized import matrices_in, operands_of
 
@@ -91,7 +91,8 @@ def test_a_bundle_is_as_small_as_its_format(
             matrices += tensor.numel()
     matrices += spec.vocab_size * spec.n_embd
     plain = (lowered(NAME, "torchscript") / "model.pt").stat().st_size
-    for method, size in (("int8", matrices + matrices // 16 * 2), ("int4", matrices // 2 + matrices // 16 * 3)):
+    sizes: dict[Method, int] = {"int8": matrices + matrices // 16 * 2, "int4": matrices // 2 + matrices // 16 * 3}
+    for method, size in sizes.items():
         saved = plain - (quantized_bundle("torchscript", method) / "model.pt").stat().st_size
         # Files are padded to 64 bytes a tensor and their code differs: some tens of kB.
         assert abs(saved - (4 * matrices - size)) < 100_000
@@ -159,9 +160,9 @@ def test_onnx_has_no_groups_of_24() -> None:
 
 def test_how_far_a_matrix_may_be_from_the_checkpoints() -> None:
     weight = drawn(64, 64)
-    for method, limit in (("int8", 0.05), ("int4", 0.4)):
-        form: Any = Format(method, 16)
-        assert relative_change(weight, round_to_nearest(weight, form).dequantize()) < limit / 3
+    for method in METHODS:
+        change = relative_change(weight, round_to_nearest(weight, Format(method, 16)).dequantize())
+        assert change < MOST_CHANGE[method] / 3
     assert relative_change(weight, drawn(64, 64, seed=1)) > 1
     assert relative_change(weight, drawn(64, 32)) == float("inf")
 
