@@ -1,0 +1,174 @@
+// The decode kernel against float64 on the CPU, then its speed beside the card's read bandwidth. A JSON line last.
+
+#include <algorithm>
+#include <cstdio>
+#include <random>
+#include <string>
+
+#include "random_model.h"
+
+namespace nanochat_x::cuda {
+namespace {
+
+struct Sequence {
+  DeviceArray<std::uint16_t> keys, values;
+  DecoderCache cache;
+  Sequence(const DecoderModel& m, std::int64_t capacity)
+      : keys(m.layers.size() * static_cast<std::size_t>(m.n_kv_head * capacity * 128)), values(keys.size()) {
+    cache = {keys.data(), values.data(), 1, capacity};
+  }
+};
+
+std::vector<float> logits_of(const Decoder& decoder, std::int64_t vocab) {
+  std::vector<float> logits(static_cast<std::size_t>(vocab));
+  check(cudaMemcpy(logits.data(), decoder.logits(), logits.size() * 4, cudaMemcpyDeviceToHost), "reading logits");
+  return logits;
+}
+
+double difference(const std::vector<float>& got, const std::vector<double>& wanted) {
+  double error = 0, norm = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const double d = got[i] - wanted[i];
+    error += d * d;
+    norm += wanted[i] * wanted[i];
+  }
+  return std::sqrt(error / norm);
+}
+
+// Feeds random tokens in runs of several lengths; the largest relative error of the logits after each run.
+double check_model(const RandomShape& shape, const std::vector<int>& runs, std::uint64_t seed) {
+  const RandomModel model = random_model(shape, seed);
+  Decoder decoder(model.card);
+  Sequence sequence(model.card, shape.positions);
+  Reference reference(model.host);
+  std::mt19937 random(static_cast<unsigned>(seed));
+  int previous = 0, position = 0;
+  double worst = 0;
+  for (const int run : runs) {
+    std::vector<int> ids(static_cast<std::size_t>(run));
+    for (int& id : ids) id = static_cast<int>(random() % static_cast<unsigned>(shape.vocab));
+    const DeviceArray<int> forced{std::span<const int>(ids)};
+    decoder.set_state(ids[0], previous, position, nullptr);
+    decoder.run(run, forced.data(), sequence.cache, nullptr);
+    check(cudaDeviceSynchronize(), "decoding");
+    Reference::Vector wanted;
+    for (const int id : ids) {
+      wanted = reference.step(id, previous);
+      previous = id;
+    }
+    position += run;
+    const auto logits = logits_of(decoder, shape.vocab);
+    const double error = difference(logits, wanted);
+    if (!(error < worst)) worst = error;
+    std::vector<int> drawn(static_cast<std::size_t>(run));
+    check(cudaMemcpy(drawn.data(), decoder.drawn(), drawn.size() * 4, cudaMemcpyDeviceToHost), "reading tokens");
+    const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
+    if (drawn.back() != best) std::printf("  WRONG TOKEN %d, not %ld at %d\n", drawn.back(), best, position);
+  }
+  return worst;
+}
+
+__global__ void read_all(const uint4* data, std::size_t count, unsigned* out) {
+  unsigned sum = 0;
+  const std::size_t stride = static_cast<std::size_t>(gridDim.x) * blockDim.x;
+  std::size_t i = blockIdx.x * static_cast<std::size_t>(blockDim.x) + threadIdx.x;
+  for (; i + 7 * stride < count; i += 8 * stride) {
+    uint4 v[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) v[j] = __ldcs(data + i + j * stride);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) sum ^= v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
+  }
+  for (; i < count; i += stride) sum ^= data[i].x;
+  if (sum == 0x12345678U) *out = sum;
+}
+
+template <typename Work>
+std::vector<double> times_of(int repeats, Work work) {
+  cudaEvent_t begin, end;
+  check(cudaEventCreate(&begin), "event");
+  check(cudaEventCreate(&end), "event");
+  std::vector<double> times;
+  work();
+  for (int i = 0; i < repeats; ++i) {
+    check(cudaEventRecord(begin), "event");
+    work();
+    check(cudaEventRecord(end), "event");
+    check(cudaEventSynchronize(end), "waiting");
+    float ms = 0;
+    check(cudaEventElapsedTime(&ms, begin, end), "time");
+    times.push_back(ms / 1e3);
+  }
+  std::sort(times.begin(), times.end());
+  return times;
+}
+
+double read_bandwidth() {
+  const std::size_t bytes = std::size_t{4} << 30U;
+  DeviceArray<std::uint16_t> data(bytes / 2);
+  DeviceArray<unsigned> out(1);
+  double best = 0;
+  for (const int blocks : {132 * 4, 132 * 8, 132 * 16}) {
+    const auto times = times_of(10, [&] {
+      read_all<<<blocks, 256>>>(reinterpret_cast<const uint4*>(data.data()), bytes / 16, out.data());
+    });
+    best = std::max(best, static_cast<double>(bytes) / times[times.size() / 2]);
+  }
+  return best;
+}
+
+void speed(const RandomShape& shape, double bandwidth) {
+  const RandomModel model = random_model(shape, 3);
+  Decoder decoder(model.card);
+  Sequence sequence(model.card, shape.positions);
+  // any keys and values
+  std::vector<std::uint16_t> noise(sequence.keys.size());
+  for (std::size_t i = 0; i < noise.size(); ++i) noise[i] = to_bfloat16(std::sin(static_cast<float>(i % 10007)));
+  check(cudaMemcpy(sequence.keys.data(), noise.data(), noise.size() * 2, cudaMemcpyHostToDevice), "copy");
+  check(cudaMemcpy(sequence.values.data(), noise.data(), noise.size() * 2, cudaMemcpyHostToDevice), "copy");
+  const double layer_rows = static_cast<double>(shape.n_head + 2 * shape.n_kv_head) * 128 + 9.0 * static_cast<double>(shape.n_embd);
+  const double bytes = 2.0 * static_cast<double>(shape.n_embd) *
+                       (static_cast<double>(shape.n_layer) * layer_rows + static_cast<double>(shape.vocab));
+  for (const int context : {1, 512, 1900}) {
+    if (context + 64 > shape.positions) continue;
+    for (const int steps : {1, 8, 64}) {
+      decoder.set_state(17, 3, context, nullptr);
+      const auto times = times_of(20, [&] {
+        decoder.set_state(17, 3, context, nullptr);
+        decoder.run(steps, nullptr, sequence.cache, nullptr);
+      });
+      const double rate = steps / times[times.size() / 2];
+      std::printf("d%ld context %4d, %2d steps a launch: %.1f tokens/s (%.1f to %.1f), %.1f us a step, %.1f %% of read\n",
+                  shape.n_layer, context, steps, rate, steps / times.back(), steps / times.front(), 1e6 / rate,
+                  100 * rate * bytes / bandwidth);
+    }
+  }
+}
+
+int main_of() {
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, 0), "asking for the device");
+  std::printf("%s, %d multiprocessors\n", properties.name, properties.multiProcessorCount);
+  std::printf("tiny smear: %.3g\n", check_model({5, 256, 2, 2, 512, 512, 40}, {1, 1, 2, 5, 30, 1, 100, 160, 7, 1, 100}, 1));
+  std::printf("tiny plain: %.3g\n", check_model({3, 512, 4, 4, 1024, 512, 0, true}, {1, 3, 150, 1, 200}, 2));
+  std::printf("grouped heads: %.3g\n", check_model({4, 768, 6, 2, 1000, 512, 130}, {1, 3, 150, 1, 240, 1}, 3));
+  std::printf("wide: %.3g\n", check_model({2, 1664, 13, 13, 2048, 512, 130}, {1, 3, 20}, 4));
+  std::printf("d20 shape: %.3g\n", check_model({20, 1280, 10, 10, 32768, 64, 16}, {1, 2, 3}, 5));
+  const double bandwidth = read_bandwidth();
+  std::printf("read bandwidth %.1f GB/s\n", bandwidth / 1e9);
+  speed({12, 768, 6, 6, 32768, 2048, 512}, bandwidth);
+  speed({20, 1280, 10, 10, 32768, 2048, 512}, bandwidth);
+  return 0;
+}
+
+}  // namespace
+}  // namespace nanochat_x::cuda
+
+int main() {
+  try {
+    return nanochat_x::cuda::main_of();
+  } catch (const std::exception& error) {
+    std::printf("error: %s\n", error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+namespace nanochat_x::cuda {
+
+/// One layer of a model on the card: device pointers to row-major bfloat16 matrices [N, K].
+struct DecoderLayer {
+  const void *c_q = nullptr, *c_k = nullptr, *c_v = nullptr, *c_proj = nullptr, *c_fc = nullptr, *mlp_c_proj = nullptr;
+  const void* value_embed = nullptr;  ///< bfloat16 [vocab, n_kv_head * 128]; null: none
+  const float* ve_gate = nullptr;     ///< [n_kv_head, gate_channels], with a value embedding
+  float resid_lambda = 1, x0_lambda = 0;
+  std::int64_t window = -1;  ///< keys behind a query that it sees; -1: all
+};
+
+/// A model on the card. The memory that it points to must outlive the Decoder.
+struct DecoderModel {
+  std::int64_t n_embd = 0, n_head = 0, n_kv_head = 0, mlp_width = 0, vocab = 0;
+  float norm_eps = 0, qk_scale = 1;
+  float softcap = 0;  ///< 0: none
+  float gate_scale = 0;
+  std::int64_t gate_channels = 0, smear_channels = 0;  ///< 0: none
+  float smear_lambda = 0, backout_lambda = 0;
+  std::int64_t backout_layer = -1;                        ///< -1: none
+  const void *wte = nullptr, *lm_head = nullptr;          ///< bfloat16 [vocab, n_embd]
+  const float* smear_gate = nullptr;                      ///< [smear_channels]
+  const float *cos = nullptr, *sin = nullptr;             ///< [positions, 64]
+  std::vector<DecoderLayer> layers;
+};
+
+/// Keys and values of a sequence on the card, bfloat16 [layers, rows, n_kv_head, capacity, 128].
+struct DecoderCache {
+  void *keys = nullptr, *values = nullptr;  ///< of the row that is to be decoded
+  std::int64_t rows = 1, capacity = 0;
+};
+
+/// Why a model cannot be decoded by this kernel; empty: it can. Sizes alone count.
+const char* why_not(const DecoderModel& model);
+
+/// Decodes one sequence, a persistent kernel for any number of steps.
+class Decoder {
+ public:
+  /// On the current device. Throws Error for a model that `why_not` refuses, a card below compute capability 9.0, or
+  /// without memory.
+  explicit Decoder(DecoderModel model);
+  ~Decoder();
+  Decoder(Decoder&&) noexcept;
+  Decoder& operator=(Decoder&&) noexcept;
+
+  /// What is fed next: `token` at `position`, behind `previous`. Ordered on `stream` (a cudaStream_t).
+  void set_state(int token, int previous, int position, void* stream);
+  /// `steps` steps: keys and values are appended to `cache`. With `forced` (device memory, `steps` ids) these are fed, else
+  /// the state's token and then the most likely ones. Does not wait for the card. position + steps <= capacity.
+  void run(std::int64_t steps, const int* forced, const DecoderCache& cache, void* stream);
+
+  const float* logits() const;  ///< device memory [vocab], of the last step
+  const int* drawn() const;     ///< device memory: the most likely token after each step of the last run
+  static constexpr std::int64_t kMostSteps = 256;  ///< of one run
+
+ private:
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
+};
+
+}  // namespace nanochat_x::cuda
