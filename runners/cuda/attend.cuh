@@ -13,11 +13,11 @@
 namespace nanochat_x::cuda {
 
 struct AttentionMemory {
-  float query[kConsumerWarps][kHeadDim];  // each warp makes its own
-  float score[kSplitKeys + 1];            // the last: the new key's
-  float value[kHeadDim];                  // the new token's
-  float key[kHeadDim];
-  float sum[kConsumerWarps][kHeadDim];
+  alignas(16) float query[kConsumerWarps][kHeadDim];  // each warp makes its own
+  alignas(16) float value[kHeadDim];                  // the new token's
+  alignas(16) float key[kHeadDim];
+  alignas(16) float sum[kConsumerWarps][kHeadDim];
+  float score[kSplitKeys + 1];  // the last: the new key's
 };
 
 // Where the splits of a row's keys lie.

@@ -15,7 +15,7 @@ namespace nanochat_x::cuda {
 inline constexpr int kPassTiles = kPassRows / kTile;
 
 struct Sums {
-  float warp[2][kConsumerWarps][kPassRows];  // of each warp's part of the columns; two, used in turns
+  alignas(16) float warp[2][kConsumerWarps][kPassRows];  // of each warp's part of the columns; two, used in turns
 };
 
 __device__ inline void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory"); }
