@@ -63,11 +63,26 @@ struct Rotary {
 struct HeadVector {
   float2 a, b;
 
-  __device__ static HeadVector await_raw(const Word* head, unsigned flag) {
+  // Two at once: the way to the L2 cache and back is long.
+  __device__ static void await_raw(HeadVector& one, const Word* one_from, HeadVector& other, const Word* other_from,
+                                   unsigned flag) {
     const int lane = static_cast<int>(threadIdx.x % 32);
-    WordPair pairs[2];
-    await_pairs<2>(pairs, head, kHeadDim, lane, 32, flag);
-    return {make_float2(pairs[0].first(), pairs[0].second()), make_float2(pairs[1].first(), pairs[1].second())};
+    WordPair pairs[4] = {};
+    do {
+      pairs[0] = load_pair(one_from + 2 * lane);
+      pairs[1] = load_pair(one_from + kHeadDim / 2 + 2 * lane);
+      pairs[2] = load_pair(other_from + 2 * lane);
+      pairs[3] = load_pair(other_from + kHeadDim / 2 + 2 * lane);
+    } while (!(pairs[0].has(flag) && pairs[1].has(flag) && pairs[2].has(flag) && pairs[3].has(flag)));
+    __syncwarp();
+    one = {make_float2(pairs[0].first(), pairs[0].second()), make_float2(pairs[1].first(), pairs[1].second())};
+    other = {make_float2(pairs[2].first(), pairs[2].second()), make_float2(pairs[3].first(), pairs[3].second())};
+  }
+
+  // this += share * other
+  __device__ void add(float share, const HeadVector& other) {
+    a = make_float2(a.x + share * other.a.x, a.y + share * other.a.y);
+    b = make_float2(b.x + share * other.b.x, b.y + share * other.b.y);
   }
 
   __device__ void rotate_and_norm(const Rotary& rotary, float eps, float scale) {
@@ -75,7 +90,7 @@ struct HeadVector {
     a = make_float2(old_a.x * rotary.cos.x + old_b.x * rotary.sin.x, old_a.y * rotary.cos.y + old_b.y * rotary.sin.y);
     b = make_float2(old_b.x * rotary.cos.x - old_a.x * rotary.sin.x, old_b.y * rotary.cos.y - old_a.y * rotary.sin.y);
     const float squares = warp_sum(a.x * a.x + a.y * a.y + b.x * b.x + b.y * b.y);
-    const float factor = scale * rsqrtf(squares / kHeadDim + eps);
+    const float factor = scale * rsqrtf(squares * (1.0F / kHeadDim) + eps);
     a = make_float2(a.x * factor, a.y * factor);
     b = make_float2(b.x * factor, b.y * factor);
   }
@@ -136,7 +151,7 @@ __device__ inline float dot8(const uint4& packed, const float* other) {
 // weight. keys_from, values_from: the split's first. `block` holds what was loaded of them already.
 __device__ inline void attend(AttentionMemory& memory, const HeadVector& query, KeyBlock& block,
                               const __nv_bfloat16* keys_from, const __nv_bfloat16* values_from, int count, bool has_new,
-                              Word* partial, Word* lse, unsigned flag) {
+                              Word* partial, Word* lse, int copy_stride, unsigned flag) {
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   constexpr float kScale = 1.4426950408889634F * 0.08838834764831845F;  // log2(e) / sqrt(128)
   float* own = memory.query[warp];
@@ -217,17 +232,19 @@ __device__ inline void attend(AttentionMemory& memory, const HeadVector& query, 
     to[1] = make_float4(out[4], out[5], out[6], out[7]);
   }
   consumers_sync();
-  if (thread < kHeadDim / 2) {
-    float a = 0, b = 0;
+  const int pair = thread % (kHeadDim / 2);
+  float a = 0, b = 0;
 #pragma unroll
-    for (int other = 0; other < kConsumerWarps; ++other) {
-      const float2 two = *reinterpret_cast<const float2*>(&memory.sum[other][2 * thread]);
-      a += two.x;
-      b += two.y;
-    }
-    const float inverse = total > 0 ? 1 / total : 0;
-    store_word(partial + thread * kMostSplits, pack(a * inverse, b * inverse), flag);
-    if (thread == 0) store_word(lse, total > 0 ? largest + log2f(total) : -INFINITY, flag);
+  for (int other = 0; other < kConsumerWarps; ++other) {
+    const float2 two = *reinterpret_cast<const float2*>(&memory.sum[other][2 * pair]);
+    a += two.x;
+    b += two.y;
+  }
+  const float inverse = 1 / total;
+  const float own_lse = largest + log2f(total);
+  for (int copy = thread / (kHeadDim / 2); copy < kCopies; copy += kConsumers / (kHeadDim / 2)) {
+    store_word(partial + copy * copy_stride + pair, pack(a * inverse, b * inverse), flag);
+    if (pair == 0) store_word(lse + copy * copy_stride, own_lse, flag);
   }
 }
 

@@ -8,6 +8,7 @@ namespace nanochat_x::cuda {
 
 inline constexpr int kHeadDim = 128;    // of every model that nanochat makes
 inline constexpr int kMostSplits = 16;  // pieces of one head's keys, each attended to by one block
+inline constexpr int kCopies = 8;       // of every word that all blocks read: one would be asked for too often
 inline constexpr int kSplitKeys = 128;  // keys that a block attends to at once
 
 /// One value of an exchange between blocks: the value's bits in the low half, the flag that says whose turn it is in
@@ -33,16 +34,18 @@ struct DecodeState {
 /// Words that blocks exchange within a step; each is reused in every layer, under another flag.
 struct Exchange {
   Word* qkv;      // [(H + 2 H_kv) * 128], float32
-  Word* partial;  // [H, 64, kMostSplits]: attention over a split of the keys, two bfloat16 a word
+  Word* partial;  // [H, kMostSplits, 64]: attention over a split of the keys, two bfloat16 a word
   Word* lse;      // [H, kMostSplits]: log2 of the split's sum of exponentials, float32
-  Word* y;        // [2, C]: what attention and MLP add to the residual stream, float32
+  Word* y;        // [2, C / 2]: what attention and MLP add to the residual stream, two bfloat16 a word
   Word* hidden;   // [mlp_width / 2]: inside the MLP, two bfloat16 a word
   Word* best;     // [blocks, 2]: each block's largest logit and its token
+  int copy_stride;  // words from one copy to the next, of all but qkv
 };
 
 /// Everything a launch needs. Sizes: C = n_embd, D = 128.
 struct DecodeParams {
   int n_layer, n_embd, n_head, n_kv_head, mlp_width, vocab;
+  float inverse_width;  // 1 / C
   float norm_eps, qk_scale, softcap;  // softcap 0: none
   float gate_scale;
   int gate_channels, smear_channels;  // 0: none
@@ -60,7 +63,9 @@ struct DecodeParams {
   int* drawn;         // [steps]: the most likely token after each step
   float* logits;      // [vocab], of the last step
   int steps;
-  int slots;  // rows of the ring
+  int slots;      // rows of the ring
+  int in_flight;  // entries of the ring that are asked for at a time, at most
+  int gate;
 };
 
 }  // namespace nanochat_x::cuda

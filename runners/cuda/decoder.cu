@@ -18,7 +18,7 @@ using Kernel = void (*)(DecodeParams);
 template <int... STEPS>
 Kernel kernel_of(int steps, std::integer_sequence<int, STEPS...>) {
   Kernel found = nullptr;
-  ((steps == STEPS + 1 ? void(found = decode_kernel<STEPS + 1>) : void()), ...);
+  ((steps == STEPS + 1 ? void(found = decode_kernel<STEPS == 0 ? 1 : 5>) : void()), ...);
   return found;
 }
 
@@ -68,13 +68,14 @@ struct Decoder::Parts {
     const auto c = static_cast<std::size_t>(model.n_embd), heads = static_cast<std::size_t>(model.n_head),
                kv_heads = static_cast<std::size_t>(model.n_kv_head), mlp = static_cast<std::size_t>(model.mlp_width);
     const std::size_t sizes[] = {(heads + 2 * kv_heads) * kHeadDim, heads * (kHeadDim / 2) * kMostSplits,
-                                 heads * kMostSplits,               2 * c,
+                                 heads * kMostSplits,               c,
                                  mlp / 2,                           2 * static_cast<std::size_t>(blocks)};
     Word** const fields[] = {&exchange.qkv, &exchange.partial, &exchange.lse,
                              &exchange.y,   &exchange.hidden,  &exchange.best};
     std::size_t total = 0;
     for (const std::size_t size : sizes) total += (size + 15) / 16 * 16;
-    words = DeviceArray<Word>(total);
+    exchange.copy_stride = static_cast<int>(total);
+    words = DeviceArray<Word>(total * kCopies);
     Word* next = words.data();
     for (std::size_t i = 0; i < std::size(sizes); ++i) {
       *fields[i] = next;
@@ -101,6 +102,7 @@ struct Decoder::Parts {
     p.n_kv_head = static_cast<int>(model.n_kv_head);
     p.mlp_width = static_cast<int>(model.mlp_width);
     p.vocab = static_cast<int>(model.vocab);
+    p.inverse_width = 1 / static_cast<float>(model.n_embd);
     p.norm_eps = model.norm_eps;
     p.qk_scale = model.qk_scale;
     p.softcap = model.softcap;
@@ -129,6 +131,8 @@ struct Decoder::Parts {
     p.logits = logits.data();
     p.steps = static_cast<int>(steps);
     p.slots = slots;
+    p.in_flight = getenv("NX_F") ? atoi(getenv("NX_F")) : 4;
+    p.gate = getenv("NX_G") ? atoi(getenv("NX_G")) : 0;
     return p;
   }
 

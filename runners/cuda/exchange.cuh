@@ -22,14 +22,18 @@ __device__ inline void store_word(Word* to, float value, unsigned flag) {
   store_word(to, __float_as_uint(value), flag);
 }
 
+__device__ inline bool has_flag(Word word, unsigned flag) { return static_cast<unsigned>(word >> 32U) == flag; }
+__device__ inline float value_of(Word word) { return __uint_as_float(static_cast<std::uint32_t>(word)); }
+
 struct WordPair {
   Word a, b;
 
   __device__ bool has(unsigned flag) const {
-    return static_cast<unsigned>(a >> 32U) == flag && static_cast<unsigned>(b >> 32U) == flag;
+    return has_flag(a, flag) && has_flag(b, flag);
   }
-  __device__ float first() const { return __uint_as_float(static_cast<std::uint32_t>(a)); }
-  __device__ float second() const { return __uint_as_float(static_cast<std::uint32_t>(b)); }
+  __device__ uint2 bits() const { return make_uint2(static_cast<std::uint32_t>(a), static_cast<std::uint32_t>(b)); }
+  __device__ float first() const { return value_of(a); }
+  __device__ float second() const { return value_of(b); }
 };
 
 // Two neighbouring words, at an even index.
@@ -45,9 +49,18 @@ __device__ inline WordPair await_pair(const Word* from, unsigned flag) {
   return pair;
 }
 
-// pairs[i] = the words at from + 2 * (thread + i * threads), for all that begin below `count`.
+__device__ inline Word load_word(const Word* from) {
+  Word word;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
+  return word;
+}
+
+// pairs[i] = the words at from + 2 * (thread + i * threads), for all that begin below `count`. `gate`: the first alone is
+// asked for until it is there.
 template <int N>
-__device__ void await_pairs(WordPair (&pairs)[N], const Word* from, int count, int thread, int threads, unsigned flag) {
+__device__ void await_pairs(WordPair (&pairs)[N], const Word* from, int count, int thread, int threads, unsigned flag,
+                            bool gate) {
+  if (gate && 2 * thread < count) (void)await_pair(from + 2 * thread, flag);
   bool all = false;
   while (!all) {
     all = true;

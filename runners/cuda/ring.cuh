@@ -77,15 +77,12 @@ __device__ inline Share share(int rows, int block, int blocks) {
   return {2 * (pairs * block / blocks), 2 * (pairs * (block + 1) / blocks)};
 }
 
-// Which share of layer `layer` a block takes: not always the same, so that no block has the larger one each time.
-__device__ inline int seat(int layer) { return static_cast<int>((blockIdx.x + 37U * layer) % gridDim.x); }
-
 // The writing end; all 32 lanes of the producer's warp call it together.
 class RingWriter {
  public:
-  __device__ RingWriter(Barriers* barriers, unsigned char* ring, int slots, int row_bytes)
+  __device__ RingWriter(Barriers* barriers, unsigned char* ring, int slots, int row_bytes, int in_flight)
       : barriers_(barriers), ring_(shared_address(ring)), slots_(slots), row_bytes_(row_bytes), free_(slots),
-        policy_(evict_first()) {}
+        in_flight_(static_cast<unsigned>(in_flight)), policy_(evict_first()) {}
 
   // One entry of `rows` rows (1 to 8); row_of(i) is the address of row i.
   template <typename RowOf>
@@ -94,6 +91,11 @@ class RingWriter {
       wait_barrier(&barriers_->empty[tail_ % kEntries], (tail_ / kEntries) & 1U);
       free_ += barriers_->rows[tail_ % kEntries];
       ++tail_;
+    }
+    // Not all that the ring holds is asked for at once: a long queue of requests holds up what blocks say to each other.
+    if (head_ >= in_flight_) {
+      const unsigned earlier = head_ - in_flight_;
+      wait_barrier(&barriers_->full[earlier % kEntries], (earlier / kEntries) & 1U);
     }
     const unsigned entry = head_ % kEntries;
     barriers_->rows[entry] = rows;  // every lane writes the same
@@ -117,6 +119,7 @@ class RingWriter {
   std::uint32_t ring_;
   int slots_, row_bytes_, free_, slot_ = 0;
   unsigned head_ = 0, tail_ = 0;  // entries put, entries known to be read
+  unsigned in_flight_;  // entries
   std::uint64_t policy_;
 };
 
@@ -128,18 +131,21 @@ struct RingReader {
   int slot = 0;
   unsigned entry = 0;
 
-  __device__ void wait() const { wait_barrier(&barriers->full[entry % kEntries], (entry / kEntries) & 1U); }
-  // Address of row i of the entry.
-  __device__ const unsigned char* row(int i) const {
-    int at = slot + i;
+  __device__ void wait(unsigned which) const {
+    wait_barrier(&barriers->full[which % kEntries], (which / kEntries) & 1U);
+  }
+  // Slot `rows` behind the current one.
+  __device__ int behind(int rows) const { return slot + rows >= slots ? slot + rows - slots : slot + rows; }
+  // Address of row i of the entry that begins at slot `first`.
+  __device__ const unsigned char* row(int first, int i) const {
+    int at = first + i;
     if (at >= slots) at -= slots;
     return ring + at * pitch;
   }
   __device__ void release(int rows) {
     __syncwarp();
     if (threadIdx.x % 32 == 0) arrive(&barriers->empty[entry % kEntries]);
-    slot += rows;
-    if (slot >= slots) slot -= slots;
+    slot = behind(rows);
     ++entry;
   }
 };

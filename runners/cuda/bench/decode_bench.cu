@@ -165,6 +165,7 @@ int main_of() {
 }  // namespace nanochat_x::cuda
 
 int main() {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   try {
     return nanochat_x::cuda::main_of();
   } catch (const std::exception& error) {
