@@ -427,7 +427,7 @@ class Consumer {
   // x += y, when it is there
   __device__ void add(const Word* y, unsigned flag) {
     WordPair pairs[kQuads] = {};
-    await_pairs<kQuads>(pairs, y, p_.n_embd / 2, thread_, kConsumers, flag, p_.gate & 1);
+    await_pairs<kQuads>(pairs, y, p_.n_embd / 2, thread_, kConsumers, flag);
 #pragma unroll
     for (int i = 0; i < kQuads; ++i) {
       if (has(i)) x_[i].combine(1, 1, Quad::unpacked(pairs[i].bits()));
@@ -461,7 +461,7 @@ class Consumer {
     constexpr int kAtOnce = STEPS;  // 4 values a pair of words: all of an MLP of 4 * n_embd
     for (int begin = 0; begin < p_.mlp_width / 2; begin += 2 * kAtOnce * kConsumers) {
       WordPair pairs[kAtOnce] = {};
-      await_pairs<kAtOnce>(pairs, own_copy(p_.exchange.hidden) + begin, p_.mlp_width / 2 - begin, thread_, kConsumers, flag, p_.gate & 2);
+      await_pairs<kAtOnce>(pairs, own_copy(p_.exchange.hidden) + begin, p_.mlp_width / 2 - begin, thread_, kConsumers, flag);
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         const int word = begin + 2 * (thread_ + i * kConsumers);

@@ -65,7 +65,6 @@ struct DecodeParams {
   int steps;
   int slots;      // rows of the ring
   int in_flight;  // entries of the ring that are asked for at a time, at most
-  int gate;
 };
 
 }  // namespace nanochat_x::cuda

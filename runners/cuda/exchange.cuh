@@ -55,12 +55,9 @@ __device__ inline Word load_word(const Word* from) {
   return word;
 }
 
-// pairs[i] = the words at from + 2 * (thread + i * threads), for all that begin below `count`. `gate`: the first alone is
-// asked for until it is there.
+// pairs[i] = the words at from + 2 * (thread + i * threads), for all that begin below `count`.
 template <int N>
-__device__ void await_pairs(WordPair (&pairs)[N], const Word* from, int count, int thread, int threads, unsigned flag,
-                            bool gate) {
-  if (gate && 2 * thread < count) (void)await_pair(from + 2 * thread, flag);
+__device__ void await_pairs(WordPair (&pairs)[N], const Word* from, int count, int thread, int threads, unsigned flag) {
   bool all = false;
   while (!all) {
     all = true;
