@@ -58,7 +58,7 @@ class EagerEngine:
                 x = model.resid_lambdas[i] * x + model.x0_lambdas[i] * x0
             q, k, v = model._project(i, block.attn, model._norm(x), ids, rotary)
             self._k[i, :, :, begin:end], self._v[i, :, :, begin:end] = k, v
-            x = x + block.attn.c_proj(self._attention(i, q, begin, end))
+            x = x + block.attn.c_proj(self._attention(i, q.transpose(1, 2), begin, end))
             x = x + block.mlp(model._norm(x))
             if i == spec.backout_layer:
                 x_mid = x

@@ -1,5 +1,5 @@
-// CUDA: the project's own kernels on the weights of a bundle for `aoti`. The bundle's programs, which are for the CPU, are
-// not run; what they compute is what the kernels are held to. Needs neither libtorch nor Python.
+// CUDA: the project's own kernels on the weights of a bundle for `aoti`. The bundle's programs, which are for the CPU,
+// are not run; what they compute is what the kernels are held to. Needs neither libtorch nor Python.
 
 #include <cuda_runtime_api.h>
 
@@ -22,15 +22,18 @@ namespace {
 void check_card() {
   int count = 0;
   if (const cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess || count == 0) {
-    throw Error("there is no CUDA device: " + std::string(status == cudaSuccess ? "none found" : cudaGetErrorString(status)) +
-                "; a card and its driver are needed, or run the bundle with nanochat-aoti");
+    throw Error(
+        "there is no CUDA device: " + std::string(status == cudaSuccess ? "none found" : cudaGetErrorString(status)) +
+        "; a card and its driver are needed, or run the bundle with nanochat-aoti");
   }
 }
 
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const Bundle& bundle)
-      : weights_(bundle), decoder_(weights_.model()), max_seq_len_(bundle.manifest().max_seq_len),
+      : weights_(bundle),
+        decoder_(weights_.model()),
+        max_seq_len_(bundle.manifest().max_seq_len),
         forced_(static_cast<std::size_t>(max_seq_len_)) {}
 
   Logits forward(std::span<const std::int64_t> ids, std::int64_t batch, std::int64_t length) override {
@@ -38,7 +41,12 @@ class CudaBackend final : public Backend {
     const std::vector<std::int64_t> zeros(static_cast<std::size_t>(batch));
     std::vector<std::int64_t> all;
     for (std::int64_t i = 0; i < length; ++i) all.push_back(i);
-    return step({.input_ids = ids, .prev_ids = zeros, .position = zeros, .logits_to_keep = all, .batch = batch, .length = length},
+    return step({.input_ids = ids,
+                 .prev_ids = zeros,
+                 .position = zeros,
+                 .logits_to_keep = all,
+                 .batch = batch,
+                 .length = length},
                 *cache);
   }
 
@@ -47,8 +55,10 @@ class CudaBackend final : public Backend {
     const auto& on_card = static_cast<const cuda::CardCache&>(cache);
     const auto kept = std::ssize(step.logits_to_keep);
     const std::int64_t vocab = weights_.model().vocab;
-    auto logits = std::make_shared<cuda::PinnedArray<float>>(buffers_.take(static_cast<std::size_t>(step.batch * kept * vocab)));
-    for (std::int64_t row = 0; row < step.batch; ++row) run_row(step, row, on_card, logits->data() + row * kept * vocab);
+    auto logits =
+        std::make_shared<cuda::PinnedArray<float>>(buffers_.take(static_cast<std::size_t>(step.batch * kept * vocab)));
+    for (std::int64_t row = 0; row < step.batch; ++row)
+      run_row(step, row, on_card, logits->data() + row * kept * vocab);
     cuda::check(cudaStreamSynchronize(nullptr), "decoding");
     return {{logits->data(), static_cast<std::size_t>(step.batch * kept * vocab)}, step.batch, kept, vocab, logits};
   }
@@ -60,10 +70,12 @@ class CudaBackend final : public Backend {
 
  private:
   void run_row(const Step& step, std::int64_t row, const cuda::CardCache& cache, float* logits) {
-    const auto ids = step.input_ids.subspan(static_cast<std::size_t>(row * step.length), static_cast<std::size_t>(step.length));
+    const auto ids =
+        step.input_ids.subspan(static_cast<std::size_t>(row * step.length), static_cast<std::size_t>(step.length));
     const std::vector<int> narrow(ids.begin(), ids.end());
-    cuda::check(cudaMemcpyAsync(forced_.data(), narrow.data(), narrow.size() * sizeof(int), cudaMemcpyHostToDevice, nullptr),
-                "copying token ids");
+    cuda::check(
+        cudaMemcpyAsync(forced_.data(), narrow.data(), narrow.size() * sizeof(int), cudaMemcpyHostToDevice, nullptr),
+        "copying token ids");
     const auto at = static_cast<std::size_t>(row);
     decoder_.set_state(narrow[0], static_cast<int>(step.prev_ids[at]), static_cast<int>(step.position[at]), nullptr);
     std::int64_t done = 0;

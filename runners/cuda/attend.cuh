@@ -1,7 +1,7 @@
 #pragma once
 
-// Attention of one token: a block takes a run of the keys that one KV head's queries see (a split), the block of the last
-// split the new key too, which it makes and appends to the cache.
+// Attention of one token: a block takes a run of the keys that one KV head's queries see (a split), the block of the
+// last split the new key too, which it makes and appends to the cache.
 
 #include <cuda_bf16.h>
 
@@ -58,8 +58,8 @@ struct Rotary {
   float2 cos, sin;
 };
 
-// Waits for a head's 128 raw values, rotates them, norms them and scales them. Lane l has dims 2 l, 2 l + 1 and those 64
-// behind: a and b.
+// Waits for a head's 128 raw values, rotates them, norms them and scales them. Lane l has dims 2 l, 2 l + 1 and those
+// 64 behind: a and b.
 struct HeadVector {
   float2 a, b;
 
@@ -114,8 +114,8 @@ struct HeadVector {
 
 // kSplitKeys keys of a split, and their values, as a thread needs them.
 struct KeyBlock {
-  uint4 keys[kSplitKeys / 32][2];   // thread's key: 32 * i + thread / 8; dims 16 * (thread % 8) and on
-  uint4 values[kSplitKeys / 16];    // thread's key: 16 * i + thread / 16; dims 8 * (thread % 16) and on
+  uint4 keys[kSplitKeys / 32][2];  // thread's key: 32 * i + thread / 8; dims 16 * (thread % 8) and on
+  uint4 values[kSplitKeys / 16];   // thread's key: 16 * i + thread / 16; dims 8 * (thread % 16) and on
 
   // `keys_from`: the first key, of `count` (the rest reads the last one again, or nothing if there is none).
   __device__ void load(const __nv_bfloat16* keys_from, const __nv_bfloat16* values_from, int count) {
@@ -124,8 +124,8 @@ struct KeyBlock {
 #pragma unroll
     for (int i = 0; i < kSplitKeys / 32; ++i) {
       if (32 * i < count) {
-        const auto* from =
-            reinterpret_cast<const uint4*>(keys_from + min(32 * i + thread / 8, count - 1) * kHeadDim + 16 * (thread % 8));
+        const auto* from = reinterpret_cast<const uint4*>(keys_from + min(32 * i + thread / 8, count - 1) * kHeadDim +
+                                                          16 * (thread % 8));
         keys[i][0] = __ldcg(from);
         keys[i][1] = __ldcg(from + 1);
       }
@@ -133,8 +133,8 @@ struct KeyBlock {
 #pragma unroll
     for (int i = 0; i < kSplitKeys / 16; ++i) {
       if (16 * i < count) {
-        values[i] = __ldcg(reinterpret_cast<const uint4*>(values_from + min(16 * i + thread / 16, count - 1) * kHeadDim +
-                                                          8 * (thread % 16)));
+        values[i] = __ldcg(reinterpret_cast<const uint4*>(
+            values_from + min(16 * i + thread / 16, count - 1) * kHeadDim + 8 * (thread % 16)));
       }
     }
   }

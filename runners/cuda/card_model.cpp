@@ -59,9 +59,11 @@ CardModel::CardModel(const Bundle& bundle) {
   const Manifest& manifest = bundle.manifest();
   const std::string where = "bundle '" + bundle.folder().string() + "'";
   if (manifest.dtype != "bfloat16") {
-    throw Error(where + " is " + manifest.dtype + ", but the CUDA kernels compute in bfloat16; lower it with --dtype bfloat16");
+    throw Error(where + " is " + manifest.dtype +
+                ", but the CUDA kernels compute in bfloat16; lower it with --dtype bfloat16");
   }
-  if (manifest.weights.empty()) throw Error(where + " has its weights inside its programs; lower it with --target aoti");
+  if (manifest.weights.empty())
+    throw Error(where + " has its weights inside its programs; lower it with --target aoti");
   read_constants(bundle);
   if (const char* reason = why_not(model_); *reason != '\0') {
     throw Error(where + " cannot be run by the CUDA kernels: " + reason + "; leave out --device");

@@ -30,6 +30,7 @@ struct BlockMemory {
   float embedding[kConsumerWarps][4], best[kConsumerWarps][2];
   alignas(16) float squares[kConsumerWarps];
   Share shares[kMatrices];  // this block's rows of each matrix
+  LayerParams layers[kMostLayers];
 };
 
 __host__ __device__ inline int vectors_offset() { return (static_cast<int>(sizeof(BlockMemory)) + 127) / 128 * 128; }
@@ -79,7 +80,7 @@ __device__ inline void produce(const DecodeParams& p, BlockMemory& memory, unsig
     for (int stage = 0; stage <= 4 * p.n_layer; ++stage) {
       const Matrix matrix = matrix_of(stage, p.n_layer);
       const Share share = memory.shares[matrix];
-      const LayerParams& w = p.layers[min(stage / 4, p.n_layer - 1)];
+      const LayerParams& w = memory.layers[min(stage / 4, p.n_layer - 1)];
       const __nv_bfloat16* weights = p.lm_head;
       if (matrix == kQkv) {
         prefetch_split(p, stage / 4, Splits(position + step, w.window, most_splits(p)));
@@ -207,7 +208,7 @@ class Consumer {
   __device__ void run_stage(int stage, bool last_step) {
     const int layer = stage / 4;
     const Matrix matrix = matrix_of(stage, p_.n_layer);
-    const LayerParams& w = p_.layers[min(layer, p_.n_layer - 1)];
+    const LayerParams& w = memory_.layers[min(layer, p_.n_layer - 1)];
     const unsigned flag = first_flag_ + static_cast<unsigned>(layer);
     if (matrix == kAttentionOut) {
       const Splits splits(position_, w.window, most_splits(p_));
@@ -218,6 +219,7 @@ class Consumer {
       join_splits(splits.pieces, flag);
       consumers_sync();
     } else if (matrix == kMlpOut) {
+      pause(kShortestWait);
       fetch_hidden(flag);
     } else {
       if (matrix == kMlpIn) {
@@ -372,7 +374,7 @@ class Consumer {
 
   // The heads' outputs from their splits', bfloat16 into x_shared_. The quads of a warp are one head's 128 dims.
   __device__ void join_splits(int pieces, unsigned flag) {
-    constexpr int kAtOnce = 4;
+    constexpr int kAtOnce = 8;
     Quad out[kQuads] = {};
     float weight[kQuads];  // lane s has that of split s
     for (int begin = 0; begin < pieces; begin += kAtOnce) {
@@ -427,6 +429,7 @@ class Consumer {
   // x += y, when it is there
   __device__ void add(const Word* y, unsigned flag) {
     WordPair pairs[kQuads] = {};
+    pause(kShortestWait);
     await_pairs<kQuads>(pairs, y, p_.n_embd / 2, thread_, kConsumers, flag);
 #pragma unroll
     for (int i = 0; i < kQuads; ++i) {
@@ -461,7 +464,8 @@ class Consumer {
     constexpr int kAtOnce = STEPS;  // 4 values a pair of words: all of an MLP of 4 * n_embd
     for (int begin = 0; begin < p_.mlp_width / 2; begin += 2 * kAtOnce * kConsumers) {
       WordPair pairs[kAtOnce] = {};
-      await_pairs<kAtOnce>(pairs, own_copy(p_.exchange.hidden) + begin, p_.mlp_width / 2 - begin, thread_, kConsumers, flag);
+      await_pairs<kAtOnce>(pairs, own_copy(p_.exchange.hidden) + begin, p_.mlp_width / 2 - begin, thread_, kConsumers,
+                           flag);
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         const int word = begin + 2 * (thread_ + i * kConsumers);
@@ -473,9 +477,7 @@ class Consumer {
     consumers_sync();
   }
 
-  __device__ float inverse_norm(float squares) const {
-    return rsqrtf(squares * p_.inverse_width + p_.norm_eps);
-  }
+  __device__ float inverse_norm(float squares) const { return rsqrtf(squares * p_.inverse_width + p_.norm_eps); }
   __device__ static float sigmoid(float x) { return __fdividef(1, 1 + __expf(-x)); }
 
   const DecodeParams& p_;
@@ -504,6 +506,7 @@ __global__ void __launch_bounds__(kThreads, 1) decode_kernel(const __grid_consta
     }
     asm volatile("fence.mbarrier_init.release.cluster;\n fence.proxy.async.shared::cta;" ::: "memory");
   }
+  for (int i = static_cast<int>(threadIdx.x); i < p.n_layer; i += kThreads) memory.layers[i] = p.layers[i];
   if (threadIdx.x < kMatrices) {
     const int rows[] = {(p.n_head + 2 * p.n_kv_head) * kHeadDim, p.n_embd, p.mlp_width, p.n_embd, p.vocab};
     // Not the same seat for each, so that no block has the larger share of all.

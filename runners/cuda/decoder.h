@@ -24,10 +24,10 @@ struct DecoderModel {
   float gate_scale = 0;
   std::int64_t gate_channels = 0, smear_channels = 0;  ///< 0: none
   float smear_lambda = 0, backout_lambda = 0;
-  std::int64_t backout_layer = -1;                        ///< -1: none
-  const void *wte = nullptr, *lm_head = nullptr;          ///< bfloat16 [vocab, n_embd]
-  const float* smear_gate = nullptr;                      ///< [smear_channels]
-  const float *cos = nullptr, *sin = nullptr;             ///< [positions, 64]
+  std::int64_t backout_layer = -1;                ///< -1: none
+  const void *wte = nullptr, *lm_head = nullptr;  ///< bfloat16 [vocab, n_embd]
+  const float* smear_gate = nullptr;              ///< [smear_channels]
+  const float *cos = nullptr, *sin = nullptr;     ///< [positions, 64]
   std::vector<DecoderLayer> layers;
 };
 
@@ -52,8 +52,8 @@ class Decoder {
 
   /// What is fed next: `token` at `position`, behind `previous`. Ordered on `stream` (a cudaStream_t).
   void set_state(int token, int previous, int position, void* stream);
-  /// `steps` steps: keys and values are appended to `cache`. With `forced` (device memory, `steps` ids) these are fed, else
-  /// the state's token and then the most likely ones. Does not wait for the card. position + steps <= capacity.
+  /// `steps` steps: keys and values are appended to `cache`. With `forced` (device memory, `steps` ids) these are fed,
+  /// else the state's token and then the most likely ones. Does not wait for the card. position + steps <= capacity.
   void run(std::int64_t steps, const int* forced, const DecoderCache& cache, void* stream);
 
   const float* logits() const;  ///< device memory [vocab], of the last step

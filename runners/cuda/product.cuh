@@ -1,13 +1,13 @@
 #pragma once
 
-// Products of the block's rows of a matrix with one vector, on the tensor cores: they take a tenth of the instructions that
-// multiply-adds would.
+// Products of the block's rows of a matrix with one vector, on the tensor cores: they take a tenth of the instructions
+// that multiply-adds would.
 //
-// A lane reads 16 bytes of a row: 8 columns, four registers of two. They go to the tensor core as they are, as rows g and
-// g + 8 of its left operand (g = lane / 4): registers 0 and 2 as two column pairs of row g, registers 1 and 3 as the same of
-// row g + 8. The right operand has the x that belongs to registers 0 and 2 in its column 0, that of 1 and 3 in its
-// column 1. So element (g, 0) plus element (g + 8, 1) of the result is the product of the row, with 32 columns of 8 rows an
-// instruction and no register moved.
+// A lane reads 16 bytes of a row: 8 columns, four registers of two. They go to the tensor core as they are, as rows g
+// and g + 8 of its left operand (g = lane / 4): registers 0 and 2 as two column pairs of row g, registers 1 and 3 as
+// the same of row g + 8. The right operand has the x that belongs to registers 0 and 2 in its column 0, that of 1 and 3
+// in its column 1. So element (g, 0) plus element (g + 8, 1) of the result is the product of the row, with 32 columns
+// of 8 rows an instruction and no register moved.
 
 #include <cuda_bf16.h>
 
@@ -61,8 +61,9 @@ __device__ inline float total_of(const float (&parts)[kConsumerWarps]) {
 }
 
 // Feeds the block's `rows` rows of a matrix with `chunks` * n_embd columns through the ring, and calls
-// finish(row, sums) for each pair of rows, in every warp (row, even, counts from the block's first; lane l has the pass's
-// rows 2 l and 2 l + 1). STEPS: n_embd / 256, rounded up. x: bfloat16 in shared memory. The order of entries is that of `stream` in decode_kernel.cuh.
+// finish(row, sums) for each pair of rows, in every warp (row, even, counts from the block's first; lane l has the
+// pass's rows 2 l and 2 l + 1). STEPS: n_embd / 256, rounded up. x: bfloat16 in shared memory. The order of entries is
+// that of `stream` in decode_kernel.cuh.
 template <int STEPS, typename Finish>
 __device__ void product(RingReader& ring, Sums& sums, unsigned& turn, const __nv_bfloat16* x, int n_embd, int rows,
                         int chunks, Finish finish) {
@@ -80,7 +81,8 @@ __device__ void product(RingReader& ring, Sums& sums, unsigned& turn, const __nv
       for (int step = 0; step < STEPS; ++step) {
         // Every lane loads, as a branch would wait for each load by itself; but for the first eight it is zero.
         const int at = step < STEPS - 1 ? columns + 64 * kConsumerWarps * step : last;
-        const uint4 four = *reinterpret_cast<const uint4*>(reinterpret_cast<const unsigned char*>(x + chunk * n_embd) + at);
+        const uint4 four =
+            *reinterpret_cast<const uint4*>(reinterpret_cast<const unsigned char*>(x + chunk * n_embd) + at);
         const bool own = lane < 8 && (step < STEPS - 1 || has_last);
         part[step].x = own ? (lane < 4 ? four.x : four.y) : 0;
         part[step].y = own ? (lane < 4 ? four.z : four.w) : 0;

@@ -1,8 +1,8 @@
 #pragma once
 
-// The stream of weights: one warp of each block copies them into a ring in shared memory, in the order in which the other
-// warps use them, as far ahead as the ring is long. What a block needs is known long before it can be used, so the
-// memory works on while blocks wait for each other.
+// The stream of weights: one warp of each block copies them into a ring in shared memory, in the order in which the
+// other warps use them, as far ahead as the ring is long. What a block needs is known long before it can be used, so
+// the memory works on while blocks wait for each other.
 
 #include <cstdint>
 
@@ -13,10 +13,10 @@ namespace nanochat_x::cuda {
 inline constexpr int kConsumerWarps = 8;
 inline constexpr int kConsumers = 32 * kConsumerWarps;
 inline constexpr int kThreads = kConsumers + 32;
-inline constexpr int kTile = 8;        // rows of weights in one entry of the ring: the n of a tensor core's m16n8k16
-inline constexpr int kPassRows = 40;   // rows whose sums are kept in registers at a time
-inline constexpr int kEntries = 32;    // of the ring, at most
-inline constexpr int kRowPadding = 64; // bytes behind each row: neighbouring rows then lie in different banks
+inline constexpr int kTile = 8;         // rows of weights in one entry of the ring: the n of a tensor core's m16n8k16
+inline constexpr int kPassRows = 40;    // rows whose sums are kept in registers at a time
+inline constexpr int kEntries = 32;     // of the ring, at most
+inline constexpr int kRowPadding = 64;  // bytes behind each row: neighbouring rows then lie in different banks
 
 struct Barriers {
   std::uint64_t full[kEntries], empty[kEntries];
@@ -56,7 +56,8 @@ __device__ inline void expect_bytes(std::uint64_t* barrier, int bytes) {
 __device__ inline void copy_bulk(std::uint32_t to, const void* from, int bytes, std::uint64_t* barrier,
                                  std::uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+          "r"(to),
       "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
       : "memory");
 }
@@ -81,8 +82,13 @@ __device__ inline Share share(int rows, int block, int blocks) {
 class RingWriter {
  public:
   __device__ RingWriter(Barriers* barriers, unsigned char* ring, int slots, int row_bytes, int in_flight)
-      : barriers_(barriers), ring_(shared_address(ring)), slots_(slots), row_bytes_(row_bytes), free_(slots),
-        in_flight_(static_cast<unsigned>(in_flight)), policy_(evict_first()) {}
+      : barriers_(barriers),
+        ring_(shared_address(ring)),
+        slots_(slots),
+        row_bytes_(row_bytes),
+        free_(slots),
+        in_flight_(in_flight),
+        policy_(evict_first()) {}
 
   // One entry of `rows` rows (1 to 8); row_of(i) is the address of row i.
   template <typename RowOf>
@@ -92,11 +98,14 @@ class RingWriter {
       free_ += barriers_->rows[tail_ % kEntries];
       ++tail_;
     }
-    // Not all that the ring holds is asked for at once: a long queue of requests holds up what blocks say to each other.
-    if (head_ >= in_flight_) {
-      const unsigned earlier = head_ - in_flight_;
-      wait_barrier(&barriers_->full[earlier % kEntries], (earlier / kEntries) & 1U);
+    // Not all that the ring holds is asked for at once: a long queue of requests holds up what blocks say to each
+    // other.
+    while (flying_ > 0 && flying_ + rows > in_flight_) {
+      wait_barrier(&barriers_->full[landed_ % kEntries], (landed_ / kEntries) & 1U);
+      flying_ -= barriers_->rows[landed_ % kEntries];
+      ++landed_;
     }
+    flying_ += rows;
     const unsigned entry = head_ % kEntries;
     barriers_->rows[entry] = rows;  // every lane writes the same
     const int lane = static_cast<int>(threadIdx.x % 32);
@@ -119,7 +128,8 @@ class RingWriter {
   std::uint32_t ring_;
   int slots_, row_bytes_, free_, slot_ = 0;
   unsigned head_ = 0, tail_ = 0;  // entries put, entries known to be read
-  unsigned in_flight_;  // entries
+  int in_flight_, flying_ = 0;    // rows
+  unsigned landed_ = 0;           // entries known to have arrived
   std::uint64_t policy_;
 };
 

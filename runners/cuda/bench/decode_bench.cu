@@ -109,9 +109,8 @@ double read_bandwidth() {
   DeviceArray<unsigned> out(1);
   double best = 0;
   for (const int blocks : {132 * 4, 132 * 8, 132 * 16}) {
-    const auto times = times_of(10, [&] {
-      read_all<<<blocks, 256>>>(reinterpret_cast<const uint4*>(data.data()), bytes / 16, out.data());
-    });
+    const auto times = times_of(
+        10, [&] { read_all<<<blocks, 256>>>(reinterpret_cast<const uint4*>(data.data()), bytes / 16, out.data()); });
     best = std::max(best, static_cast<double>(bytes) / times[times.size() / 2]);
   }
   return best;
@@ -126,7 +125,8 @@ void speed(const RandomShape& shape, double bandwidth) {
   for (std::size_t i = 0; i < noise.size(); ++i) noise[i] = to_bfloat16(std::sin(static_cast<float>(i % 10007)));
   check(cudaMemcpy(sequence.keys.data(), noise.data(), noise.size() * 2, cudaMemcpyHostToDevice), "copy");
   check(cudaMemcpy(sequence.values.data(), noise.data(), noise.size() * 2, cudaMemcpyHostToDevice), "copy");
-  const double layer_rows = static_cast<double>(shape.n_head + 2 * shape.n_kv_head) * 128 + 9.0 * static_cast<double>(shape.n_embd);
+  const double layer_rows =
+      static_cast<double>(shape.n_head + 2 * shape.n_kv_head) * 128 + 9.0 * static_cast<double>(shape.n_embd);
   const double bytes = 2.0 * static_cast<double>(shape.n_embd) *
                        (static_cast<double>(shape.n_layer) * layer_rows + static_cast<double>(shape.vocab));
   for (const int context : {1, 512, 1900}) {
@@ -138,9 +138,10 @@ void speed(const RandomShape& shape, double bandwidth) {
         decoder.run(steps, nullptr, sequence.cache, nullptr);
       });
       const double rate = steps / times[times.size() / 2];
-      std::printf("d%ld context %4d, %2d steps a launch: %.1f tokens/s (%.1f to %.1f), %.1f us a step, %.1f %% of read\n",
-                  shape.n_layer, context, steps, rate, steps / times.back(), steps / times.front(), 1e6 / rate,
-                  100 * rate * bytes / bandwidth);
+      std::printf(
+          "d%ld context %4d, %2d steps a launch: %.1f tokens/s (%.1f to %.1f), %.1f us a step, %.1f %% of read\n",
+          shape.n_layer, context, steps, rate, steps / times.back(), steps / times.front(), 1e6 / rate,
+          100 * rate * bytes / bandwidth);
     }
   }
 }
@@ -149,7 +150,8 @@ int main_of() {
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, 0), "asking for the device");
   std::printf("%s, %d multiprocessors\n", properties.name, properties.multiProcessorCount);
-  std::printf("tiny smear: %.3g\n", check_model({5, 256, 2, 2, 512, 512, 40}, {1, 1, 2, 5, 30, 1, 100, 160, 7, 1, 100}, 1));
+  std::printf("tiny smear: %.3g\n",
+              check_model({5, 256, 2, 2, 512, 512, 40}, {1, 1, 2, 5, 30, 1, 100, 160, 7, 1, 100}, 1));
   std::printf("tiny plain: %.3g\n", check_model({3, 512, 4, 4, 1024, 512, 0, true}, {1, 3, 150, 1, 200}, 2));
   std::printf("grouped heads: %.3g\n", check_model({4, 768, 6, 2, 1000, 512, 130}, {1, 3, 150, 1, 240, 1}, 3));
   std::printf("wide: %.3g\n", check_model({2, 1664, 13, 13, 2048, 512, 130}, {1, 3, 20}, 4));

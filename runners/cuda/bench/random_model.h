@@ -70,7 +70,8 @@ inline RandomModel random_model(const RandomShape& s, std::uint64_t seed) {
   h.positions = s.positions;
   h.norm_eps = c.norm_eps = 0x1p-23F;
   h.softcap = c.softcap = 15;
-  const double of_c = std::sqrt(3.0 / static_cast<double>(s.n_embd)), of_mlp = std::sqrt(3.0 / static_cast<double>(mlp));
+  const double of_c = std::sqrt(3.0 / static_cast<double>(s.n_embd)),
+               of_mlp = std::sqrt(3.0 / static_cast<double>(mlp));
   draw(h.wte, s.vocab * s.n_embd, 1.4);
   draw(h.lm_head, s.vocab * s.n_embd, 2 * of_c);
   c.wte = upload(h.wte);

@@ -37,8 +37,7 @@ class Reference {
  public:
   using Vector = std::vector<double>;
 
-  explicit Reference(const ReferenceModel& model)
-      : m_(model), keys(model.layers.size()), values(model.layers.size()) {}
+  explicit Reference(const ReferenceModel& model) : m_(model), keys(model.layers.size()), values(model.layers.size()) {}
 
   /// Logits after `token`, behind `previous`.
   Vector step(std::int64_t token, std::int64_t previous) {
@@ -130,7 +129,8 @@ class Reference {
       const Vector embed = row(w.value_embed, token, m_.n_kv_head * 128);
       for (std::int64_t head = 0; head < m_.n_kv_head; ++head) {
         double gate = 0;
-        for (std::int64_t i = 0; i < m_.gate_channels; ++i) gate += h[at(i)] * w.ve_gate[at(head * m_.gate_channels + i)];
+        for (std::int64_t i = 0; i < m_.gate_channels; ++i)
+          gate += h[at(i)] * w.ve_gate[at(head * m_.gate_channels + i)];
         gate = m_.gate_scale / (1 + std::exp(-gate));
         for (std::int64_t i = 0; i < 128; ++i) v[at(head * 128 + i)] += gate * embed[at(head * 128 + i)];
       }

@@ -1,0 +1,176 @@
+"""Builds, checks and measures the CUDA kernels on the card of this machine, in one command:
+
+    python bench/h100.py
+
+Takes a card of compute capability 9.0, nvcc, CMake, ninja and this project's Python packages (torch with CUDA for the
+eager figure). Nothing is fetched. The last line is JSON. docs/cuda.md has what it printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+from peer_eager import EagerEngine  # noqa: E402  (the paths above come first)
+
+from nanochat_x.bundle import list_files, write_manifest  # noqa: E402
+from nanochat_x.checkpoint import Checkpoint, choose_checkpoint, load_checkpoint  # noqa: E402
+from nanochat_x.initialize import write_random_checkpoint  # noqa: E402
+from nanochat_x.manifest import SCHEMA_VERSION  # noqa: E402
+from nanochat_x.model import GPT, prepare_weights, rotary_tables  # noqa: E402
+from nanochat_x.safetensors_file import write_safetensors  # noqa: E402
+from nanochat_x.verification import verify  # noqa: E402
+
+CONTEXT, NEW = 512, 128
+
+
+def main() -> int:
+    """Returns the exit code: 0 if every check passed."""
+    if not torch.cuda.is_available():
+        print("there is no CUDA device here; bench/h100.py measures one", file=sys.stderr)
+        return 2
+    start = time.monotonic()
+    name = torch.cuda.get_device_name(0)
+    print(f"{name}, torch {torch.__version__}")
+    with tempfile.TemporaryDirectory(prefix="nanochat_x-h100-") as folder:
+        scratch = Path(folder)
+        programs = build(scratch / "build")
+        print(f"built in {time.monotonic() - start:.0f} s")
+        kernel = run_kernel_bench(programs / "decode_bench")
+        parity = [check_parity(programs / "nanochat-cuda", scratch, depth) for depth in (2, 4, 6)]
+        figures = measure(programs / "nanochat-cuda", scratch)
+    figures["of_read_bandwidth"] = share_of_bandwidth(kernel)
+    print(f"all in {time.monotonic() - start:.0f} s")
+    print(json.dumps({"card": name, "kernel": kernel, "parity": parity, **figures}))
+    return 0
+
+
+def build(folder: Path) -> Path:
+    """The folder with the programs. Raises CalledProcessError."""
+    off = [f"-DNANOCHAT_X_{name}=OFF" for name in ("AOTI", "TORCHSCRIPT", "ONNX", "EXECUTORCH")]
+    configure = ["cmake", "-S", str(ROOT / "runners"), "-B", str(folder), "-G", "Ninja", "-DNANOCHAT_X_CUDA=ON", *off]
+    prefix = os.environ.get("NANOCHAT_X_PREFIX")
+    run([*configure, *([f"-DCMAKE_PREFIX_PATH={prefix}"] if prefix else [])])
+    run(["cmake", "--build", str(folder), "--target", "nanochat-cuda", "decode_bench"])
+    return folder
+
+
+def run(command: list[str]) -> str:
+    """Standard output. What a command that fails has printed is shown."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        print(done.stdout[-6000:], done.stderr[-6000:], sep="\n", file=sys.stderr)
+        done.check_returncode()
+    return done.stdout
+
+
+def run_kernel_bench(program: Path) -> list[str]:
+    """Checks the kernel against float64 and measures it beside the read bandwidth; its lines."""
+    lines = run([str(program)]).splitlines()
+    print("\n".join(lines))
+    return lines
+
+
+def share_of_bandwidth(lines: list[str]) -> float:
+    """Percent of the read bandwidth at d20, a context of 512, many steps a launch."""
+    found = re.findall(r"^d20 context  512, 64 steps.* ([0-9.]+) % of read", "\n".join(lines), flags=re.MULTILINE)
+    return float(found[-1])
+
+
+def check_parity(program: Path, scratch: Path, depth: int) -> str:
+    """Holds a random model of that depth to the rule of `lower`, in bfloat16; its summary. Raises ParityError."""
+    base = scratch / f"d{depth}"
+    write_random_checkpoint(depth, base, sequence_len=1024, vocab_size=4096, window_pattern="SL")
+    checkpoint = load_checkpoint(choose_checkpoint(None, "base", f"d{depth}", 0, base, None))
+    weights = prepare_weights(checkpoint.weights, torch.bfloat16)
+    bundle = write_bundle(scratch / f"bundle-d{depth}", checkpoint, weights, 1024)
+
+    def forward(source: Path, result: Path, *, cache: bool = True, chunks: Any = ()) -> None:
+        options = [] if cache else ["--no-cache"]
+        options += [f"--chunks={','.join(map(str, chunks))}"] if chunks else []
+        run([str(program), "forward", str(bundle), f"--input={source}", f"--output={result}", *options])
+
+    found = verify(checkpoint.spec, weights, torch.bfloat16, 1024, forward)
+    print(f"parity d{depth}: {found['summary']}")
+    shutil.rmtree(base)
+    return str(found["summary"])
+
+
+def write_bundle(folder: Path, checkpoint: Checkpoint, weights: Any, positions: int) -> Path:
+    """A bundle of weights alone: the kernels run no program of it, so all roles name the weights."""
+    folder.mkdir()
+    spec = checkpoint.spec
+    cos, sin = rotary_tables(spec, positions, torch.bfloat16)
+    cropped = {k: v[: spec.vocab_size] if v.ndim == 2 and v.shape[0] == spec.padded_vocab_size else v
+               for k, v in weights.items()}  # fmt: skip
+    write_safetensors(
+        folder / "weights.safetensors",
+        {"cos": cos, "sin": sin, **{f"model.{k}": v for k, v in cropped.items()}},
+    )
+    (folder / "tokenizer.json").write_text(checkpoint.tokenizer.to_portable_json(), encoding="utf-8")
+    manifest = {
+        "schema_version": SCHEMA_VERSION, "nanochat_x_version": "0.1.0", "target": "aoti", "dtype": "bfloat16",
+        "model": spec.to_json(), "max_seq_len": positions,
+        "checkpoint": {"source": "base", "tag": "random", "step": 0, "model_sha256": checkpoint.model_sha256,
+                       "overrides": {}, "notes": []},
+        "contract": {},
+        "machine": {"platform": "linux", "architecture": "x86_64", "march": "native", "torch_version": "2.13.0"},
+        "programs": dict.fromkeys(("prefill", "decode", "full"), "weights.safetensors"),
+        "weights": "weights.safetensors", "tokenizer": "tokenizer.json",
+        "special_tokens": dict(checkpoint.tokenizer.special_tokens), "verification": None,
+        "files": list_files(folder),
+    }  # fmt: skip
+    write_manifest(folder, manifest)
+    return folder
+
+
+def measure(program: Path, scratch: Path) -> dict[str, Any]:
+    """d20 through the runner, and eager PyTorch on the same card."""
+    base = scratch / "d20"
+    write_random_checkpoint(20, base)
+    checkpoint = load_checkpoint(choose_checkpoint(None, "base", "d20", 0, base, None))
+    weights = prepare_weights(checkpoint.weights, torch.bfloat16)
+    bundle = write_bundle(scratch / "bundle-d20", checkpoint, weights, 2048)
+    output = run([str(program), "bench", str(bundle), "--batch=1", f"--prompt-tokens={CONTEXT}",
+                  f"--decode-tokens={NEW}", "--repeats=3", "--json"])  # fmt: skip
+    print(output)
+    eager = eager_rate(checkpoint, weights)
+    lines = json.loads(output.splitlines()[-1])["lines"]
+    decode = next(line for line in lines if line["what"] == "decode")["tokens_per_s"]["median"]
+    print(f"d20, batch 1, context {CONTEXT}: runner {decode:.0f} tokens/s, eager PyTorch {eager:.1f} tokens/s "
+          f"({decode / eager:.1f} x)")  # fmt: skip
+    return {"runner_tokens_per_s": decode, "eager_tokens_per_s": eager, "bench": json.loads(output.splitlines()[-1])}
+
+
+def eager_rate(checkpoint: Checkpoint, weights: Any) -> float:
+    """Tokens a second of nanochat's way behind CONTEXT tokens: eager PyTorch, a cache in place, one row."""
+    with torch.device("cuda"), torch.inference_mode():
+        model = GPT.from_weights(checkpoint.spec, {k: v.cuda() for k, v in weights.items()}, torch.bfloat16)
+        engine = EagerEngine(model, CONTEXT + 2 * NEW)
+        ids = torch.randint(0, checkpoint.spec.vocab_size, (1, CONTEXT + 2 * NEW))
+        engine.feed(ids[:, :CONTEXT])
+        for i in range(NEW):  # warm up
+            engine.feed(ids[:, CONTEXT + i : CONTEXT + i + 1])
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for i in range(NEW, 2 * NEW):
+            engine.feed(ids[:, CONTEXT + i : CONTEXT + i + 1])
+        torch.cuda.synchronize()
+        return NEW / (time.perf_counter() - begin)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
