@@ -157,10 +157,10 @@ def measure(program: Path, scratch: Path) -> dict[str, Any]:
 
 def eager_rate(checkpoint: Checkpoint, weights: Any) -> float:
     """Tokens a second of nanochat's way behind CONTEXT tokens: eager PyTorch, a cache in place, one row."""
-    with torch.device("cuda"), torch.inference_mode():
-        model = GPT.from_weights(checkpoint.spec, {k: v.cuda() for k, v in weights.items()}, torch.bfloat16)
-        engine = EagerEngine(model, CONTEXT + 2 * NEW)
-        ids = torch.randint(0, checkpoint.spec.vocab_size, (1, CONTEXT + 2 * NEW))
+    with torch.inference_mode():
+        on_card = {name: tensor.cuda() for name, tensor in weights.items()}
+        engine = EagerEngine(GPT.from_weights(checkpoint.spec, on_card, torch.bfloat16), CONTEXT + 2 * NEW, "cuda")
+        ids = torch.randint(0, checkpoint.spec.vocab_size, (1, CONTEXT + 2 * NEW), device="cuda")
         engine.feed(ids[:, :CONTEXT])
         for i in range(NEW):  # warm up
             engine.feed(ids[:, CONTEXT + i : CONTEXT + i + 1])

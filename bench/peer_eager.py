@@ -29,14 +29,15 @@ class EagerEngine:
     last position alone are computed (nanochat computes all of them).
     """
 
-    def __init__(self, model: GPT, capacity: int) -> None:
+    def __init__(self, model: GPT, capacity: int, device: str = "cpu") -> None:
         spec = model.spec
         shape = (spec.n_layer, 1, spec.n_kv_head, capacity, spec.head_dim)
         self._model = model
-        self._k, self._v = torch.zeros(shape, dtype=model.dtype), torch.zeros(shape, dtype=model.dtype)
-        self._cos, self._sin = rotary_tables(spec, capacity, model.dtype)
+        self._k, self._v = (torch.zeros(shape, dtype=model.dtype, device=device) for _ in range(2))
+        self._cos, self._sin = (table.to(device) for table in rotary_tables(spec, capacity, model.dtype))
         self._position = 0
-        self._last = torch.zeros(1, 1, dtype=torch.long)
+        self._last = torch.zeros(1, 1, dtype=torch.long, device=device)
+        self._device = device
 
     def clear(self) -> None:
         """Forgets what was fed."""
@@ -46,7 +47,7 @@ class EagerEngine:
         """Feeds ids int64 [1, T]; returns float32 logits [1, 1, vocab] behind the last."""
         model, spec = self._model, self._model.spec
         begin, end = self._position, self._position + ids.shape[1]
-        positions = torch.arange(begin, end)[None]
+        positions = torch.arange(begin, end, device=self._device)[None]
         rotary = (
             self._cos[begin:end].to(model.dtype)[None, :, None],
             self._sin[begin:end].to(model.dtype)[None, :, None],
@@ -78,7 +79,8 @@ class EagerEngine:
         steps = end - begin
         mask = None
         if steps > 1 and (begin > 0 or (window is not None and end > window + 1)):
-            distance = torch.arange(begin, end)[:, None] - torch.arange(first, end)
+            ends = (torch.arange(start, end, device=self._device) for start in (begin, first))
+            distance = next(ends)[:, None] - next(ends)
             mask = (distance >= 0) & (distance <= (end if window is None else window))
         causal = steps > 1 and mask is None
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from nanochat_x import cuda
 from nanochat_x.console import Progress, Silent
 from nanochat_x.errors import RunnerError, UsageError
 from nanochat_x.runtimes import cmake_prefixes, runtime_versions, torch_version
@@ -34,6 +35,9 @@ PROGRAMS = {
     "onnx": "nanochat-onnx",
     "executorch": "nanochat-executorch",
 }
+
+#: All that can be built: the targets' programs, and the one with CUDA kernels, which runs bundles for `aoti` on a card.
+ALL_PROGRAMS = PROGRAMS | {cuda.PROGRAM: "nanochat-cuda"}
 
 STAMP = "nanochat_x-stamp.json"
 LOG = "build.log"
@@ -80,7 +84,7 @@ def ensure_built(
     that asking for less never compiles anything again. Raises UsageError for a target without a runner and
     RunnerError, with the place of the log, when the build fails or the target's runtime is missing.
     """
-    if target not in PROGRAMS:
+    if target not in ALL_PROGRAMS:
         raise UsageError(f"there is no runner for target {target!r}", remedy=f"choose one of: {', '.join(PROGRAMS)}")
     build_dir = _ensure(target, tests=tests, werror=werror, sources=sources, log=log or Silent())
     return RunnerBuild(program_of(target, build_dir), build_dir)
@@ -106,7 +110,7 @@ def left_out(build_dir: Path) -> dict[str, str]:
 
 def program_of(target: str, build_dir: Path) -> Path:
     """Where the runner of a target is, or would be."""
-    return build_dir / executable(PROGRAMS[target])
+    return build_dir / executable(ALL_PROGRAMS[target])
 
 
 def _ensure(target: str | None, *, tests: bool, werror: bool, sources: Path | None, log: Progress) -> Path:
@@ -246,7 +250,7 @@ def _build(source_dir: Path, build_dir: Path, target: str | None, recipe: Recipe
         run_step([ninja, "-C", str(build_dir), "-j", str(os.cpu_count() or 1)], build_dir, "compiling")
         stage.detail(str(build_dir))
     if target is not None and not program_of(target, build_dir).is_file():
-        raise RunnerError(f"the build left no {PROGRAMS[target]} in {build_dir}", remedy=f"see {build_dir / LOG}")
+        raise RunnerError(f"the build left no {ALL_PROGRAMS[target]} in {build_dir}", remedy=f"see {build_dir / LOG}")
     temporary = build_dir / (STAMP + ".part")
     temporary.write_text(json.dumps(asdict(recipe), indent=1) + "\n", encoding="utf-8")
     temporary.replace(build_dir / STAMP)
@@ -283,6 +287,8 @@ def configure_command(source_dir: Path, build_dir: Path, ninja: str, target: str
         "-DCMAKE_BUILD_TYPE=Release",
         "-DCMAKE_PREFIX_PATH=" + ";".join(recipe.prefixes),
         *(f"-DNANOCHAT_X_{name.upper()}={'ON' if name == target else 'AUTO'}" for name in PROGRAMS),
+        # Its kernels take minutes to compile: only for who asks for them, and then in later builds of the folder too.
+        *(["-DNANOCHAT_X_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={cuda.find_nvcc()}"] if target == cuda.PROGRAM else []),
         f"-DNANOCHAT_X_TESTS={switch(recipe.tests)}",
         f"-DNANOCHAT_X_WERROR={switch(recipe.werror)}",
     ]

@@ -56,7 +56,7 @@ def bench(
     if plot is not None:
         _check_plot(plot)
     # Standard output is for what the runner answers; a build's progress goes to standard error.
-    runner = Runner(bundle, log=progress_on(sys.stderr))
+    runner = Runner(bundle, device=device, log=progress_on(sys.stderr))
     threads = threads if threads is not None else usable_cores()
     arguments = [f"--batch={','.join(map(str, batch))}", f"--repeats={repeats}", f"--threads={threads}"]
     if prompt_tokens is not None:

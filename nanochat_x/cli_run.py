@@ -272,4 +272,4 @@ def _hand_over(bundle: Path, verb: str, arguments: list[str], threads: int | Non
     if device is not None:
         arguments.append(f"--device={device}")
     # Standard output is for what the runner answers; a build's progress goes to standard error.
-    return run_passthrough(Runner(bundle, log=progress_on(sys.stderr)).command(verb, *arguments))
+    return run_passthrough(Runner(bundle, device=device, log=progress_on(sys.stderr)).command(verb, *arguments))

@@ -18,6 +18,7 @@ from typing import Any
 
 from nanochat_x.build import PROGRAMS, ensure_built
 from nanochat_x.console import Progress
+from nanochat_x.cuda import program_for
 from nanochat_x.errors import BundleError, RunnerError, UsageError
 from nanochat_x.manifest import read_manifest
 
@@ -36,10 +37,10 @@ def bundle_target(bundle: Path) -> str:
 class Runner:
     """The program for one bundle, built by need. Every call is one process that opens the bundle anew."""
 
-    def __init__(self, bundle: Path, *, log: Progress | None = None) -> None:
-        """Raises BundleError if there is no bundle, RunnerError if its program cannot be built."""
+    def __init__(self, bundle: Path, *, device: str | None = None, log: Progress | None = None) -> None:
+        """Raises BundleError if there is no bundle, RunnerError if its program cannot be built, or not for `device`."""
         self.bundle = bundle
-        self.program = ensure_built(bundle_target(bundle), log=log).program
+        self.program = ensure_built(program_for(bundle_target(bundle), device), log=log).program
 
     def command(self, verb: str, *arguments: str) -> list[str]:
         """The command line of a verb on this bundle."""

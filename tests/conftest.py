@@ -115,7 +115,7 @@ def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     commands: list[list[str]] = []
 
     class FakeRunner:
-        def __init__(self, bundle: Path, log: object) -> None:
+        def __init__(self, bundle: Path, *, device: str | None, log: object) -> None:
             self.bundle = bundle
 
         def command(self, verb: str, *arguments: str) -> list[str]:
