@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from nanochat_x.checkpoint import Checkpoint, choose_checkpoint, load_checkpoint
 from nanochat_x.initialize import write_random_checkpoint  # noqa: E402
 from nanochat_x.manifest import SCHEMA_VERSION  # noqa: E402
 from nanochat_x.model import GPT, prepare_weights, rotary_tables  # noqa: E402
+from nanochat_x.runner import forward_arguments  # noqa: E402
 from nanochat_x.safetensors_file import write_safetensors  # noqa: E402
 from nanochat_x.verification import verify  # noqa: E402
 
@@ -98,15 +100,26 @@ def check_parity(program: Path, scratch: Path, depth: int) -> str:
     weights = prepare_weights(checkpoint.weights, torch.bfloat16)
     bundle = write_bundle(scratch / f"bundle-d{depth}", checkpoint, weights, 1024)
 
-    def forward(source: Path, result: Path, *, cache: bool = True, chunks: Any = ()) -> None:
-        options = [] if cache else ["--no-cache"]
-        options += [f"--chunks={','.join(map(str, chunks))}"] if chunks else []
-        run([str(program), "forward", str(bundle), f"--input={source}", f"--output={result}", *options])
+    def forward(inputs: Path, output: Path, *, cache: bool = True, chunks: Sequence[int] = ()) -> None:
+        run([str(program), "forward", str(bundle), *forward_arguments(inputs, output, cache=cache, chunks=chunks)])
 
     found = verify(checkpoint.spec, weights, torch.bfloat16, 1024, forward)
     print(f"parity d{depth}: {found['summary']}")
+    check_samples(program, bundle)
     shutil.rmtree(base)
     return str(found["summary"])
+
+
+def check_samples(program: Path, bundle: Path) -> None:
+    """Three greedy samples, whose rows are copies in the cache, must be what one is. Raises RuntimeError."""
+    command = [str(program), "generate", str(bundle), "--prompt-ids=1,2,3,4,5", "--temperature=0", "--max-tokens=40"]
+    one, three = (
+        json.loads(run([*command, "--raw", "--json", f"--num-samples={count}"]).splitlines()[-1])["samples"]
+        for count in (1, 3)
+    )
+    if [sample["ids"] for sample in three] != [one[0]["ids"]] * 3:
+        raise RuntimeError(f"samples of one prompt differ: {one} and {three}")
+    print(f"  three greedy samples of 40 tokens are one and the same: {one[0]['ids'][:6]} ...")
 
 
 def write_bundle(folder: Path, checkpoint: Checkpoint, weights: Any, positions: int) -> Path:
@@ -150,6 +163,7 @@ def measure(program: Path, scratch: Path) -> dict[str, Any]:
     eager = eager_rate(checkpoint, weights)
     lines = json.loads(output.splitlines()[-1])["lines"]
     decode = next(line for line in lines if line["what"] == "decode")["tokens_per_s"]["median"]
+    print(f"one small operator of eager PyTorch: {launch_seconds() * 1e6:.1f} us; it starts some 1,500 a token")
     print(f"d20, batch 1, context {CONTEXT}: runner {decode:.0f} tokens/s, eager PyTorch {eager:.1f} tokens/s "
           f"({decode / eager:.1f} x)")  # fmt: skip
     return {"runner_tokens_per_s": decode, "eager_tokens_per_s": eager, "bench": json.loads(output.splitlines()[-1])}
@@ -157,6 +171,8 @@ def measure(program: Path, scratch: Path) -> dict[str, Any]:
 
 def eager_rate(checkpoint: Checkpoint, weights: Any) -> float:
     """Tokens a second of nanochat's way behind CONTEXT tokens: eager PyTorch, a cache in place, one row."""
+    # cuDNN's attention makes a plan for each length anew, 1.8 ms a layer as measured: no figure to be beside.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     with torch.inference_mode():
         on_card = {name: tensor.cuda() for name, tensor in weights.items()}
         engine = EagerEngine(GPT.from_weights(checkpoint.spec, on_card, torch.bfloat16), CONTEXT + 2 * NEW, "cuda")
@@ -170,6 +186,18 @@ def eager_rate(checkpoint: Checkpoint, weights: Any) -> float:
             engine.feed(ids[:, CONTEXT + i : CONTEXT + i + 1])
         torch.cuda.synchronize()
         return NEW / (time.perf_counter() - begin)
+
+
+def launch_seconds() -> float:
+    """What one operator of eager PyTorch takes here, which limits eager's rate."""
+    x = torch.zeros(16, device="cuda")
+    for _ in range(2):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(2000):
+            x.add_(1)
+        torch.cuda.synchronize()
+    return (time.perf_counter() - begin) / 2000
 
 
 if __name__ == "__main__":
