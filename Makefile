@@ -33,7 +33,7 @@ LOWERING := $(filter-out %/cli.py %/cli_run.py %/console.py %/runner.py %/build.
   %/buildable.py %/comparing.py %/comparison.py %/cli_bench.py %/bench_plot.py %/matmul_speed.py %/doctor.py \
   %/doctor_bundle.py %/pins.py, \
   $(wildcard nanochat_x/*.py targets/*.py)) $(shell find nanochat_x/demo -type f)
-CXX_FILES = $(shell find runners -name '*.h' -o -name '*.cpp')
+CXX_FILES = $(shell find runners -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # With flock, two `make` at once do one after the other what both need; the second finds it done.
 LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock $(BUILD)/setup.lock)
 
