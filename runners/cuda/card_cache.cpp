@@ -1,6 +1,8 @@
 #include "card_cache.h"
 
+#include <algorithm>
 #include <string>
+#include <utility>
 
 #include "nanochat_x/error.h"
 
