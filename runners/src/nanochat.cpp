@@ -49,7 +49,8 @@ std::unique_ptr<Backend> open_model(const Bundle& bundle, const BackendOptions& 
 
 void check_runnable(const Bundle& bundle) {
   const std::string& target = bundle.manifest().target;
-  // CUDA's own kernels take the weights of a bundle for `aoti` and run none of its programs, which the machine need not fit.
+  // CUDA's own kernels take the weights of a bundle for `aoti` and run none of its programs, which the machine need not
+  // fit.
   if (backend_name() == "cuda" && target == "aoti") return;
   if (target != backend_name()) {
     throw Error("bundle '" + bundle.folder().string() + "' is for the target '" + target + "', this program runs '" +
