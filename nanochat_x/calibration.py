@@ -27,6 +27,7 @@ TOKENS = 16_384  # several times the width of any matrix of the models that are 
 LENGTH = 512  # of a row of a user's text
 WRITTEN_LENGTH = 128  # of a row that the model writes: many short ones are written in the time of a few long ones
 SEED = 20251013
+_CACHE_BYTES = 1 << 29  # of the rows that are written at once: enough of them to keep matrices busy
 _BOS = "<|bos|>"
 _LARGEST_FILE = 64 << 20  # bytes
 _BYTES_READ = 16  # of the file for each token that is wanted: no tokenizer's tokens are longer on average
@@ -70,16 +71,24 @@ def write_samples(
     generator = torch.Generator().manual_seed(seed)
     model = ExportableGPTWithCache(GPT.from_weights(spec, weights, torch.float32), length)
     ids = torch.full((rows, length), bos)
-    cache_k, cache_v = model.empty_cache(rows, length)
+    bytes_a_row = 4 * 2 * spec.n_layer * spec.n_kv_head * spec.head_dim * length
     with torch.inference_mode():
-        for i in range(length - 1):
-            position = torch.full((rows,), i)
-            live = cache_k[:, :, :, :i], cache_v[:, :, :, :i]
-            logits, new_k, new_v = model(ids[:, i : i + 1], ids[:, max(i - 1, 0) : max(i, 1)], *live, position)
-            append_to_cache(cache_k, new_k, position)
-            append_to_cache(cache_v, new_v, position)
-            ids[:, i + 1] = _draw(logits[:, 0], generator)
+        for some in ids.split(max(1, _CACHE_BYTES // bytes_a_row)):
+            _write(model, some, generator)
     return ids
+
+
+def _write(model: ExportableGPTWithCache, ids: Tensor, generator: torch.Generator) -> None:
+    """Fills ids int64 [R, T] after their first column."""
+    rows, length = ids.shape
+    cache_k, cache_v = model.empty_cache(rows, length)
+    for i in range(length - 1):
+        position = torch.full((rows,), i)
+        live = cache_k[:, :, :, :i], cache_v[:, :, :, :i]
+        logits, new_k, new_v = model(ids[:, i : i + 1], ids[:, max(i - 1, 0) : max(i, 1)], *live, position)
+        append_to_cache(cache_k, new_k, position)
+        append_to_cache(cache_v, new_v, position)
+        ids[:, i + 1] = _draw(logits[:, 0], generator)
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
