@@ -75,7 +75,7 @@ class _Model:
     """What all targets of one request share."""
 
     checkpoint: Checkpoint
-    weights: Mapping[str, torch.Tensor]  # those of a plain model: quantised matrices dequantised
+    weights: Mapping[str, torch.Tensor]
     captured: Captured
     quantization: Mapping[str, Any] | None  # of the manifest
 
@@ -145,14 +145,14 @@ def _prepare(
 ) -> _Model:
     """Quantises, if that is asked for, and captures; `own_operators`: a target wants some."""
     spec, dtype = checkpoint.spec, DTYPES[request.dtype]
+    record: dict[str, Any] | None = None
     if request.quantization is not None:
-        quantized, record = quantize_checkpoint(checkpoint, request.quantization, request.calibration, progress)
-        weights = dequantized(quantized)
-        gpt = quantized_model(spec, quantized, own_operators=own_operators)
+        weights, record = quantize_checkpoint(checkpoint, request.quantization, request.calibration, progress)
+        gpt = quantized_model(spec, weights, own_operators=own_operators)
     else:
         if request.dtype == "float16":
             check_range(checkpoint, request.calibration, progress)
-        record, weights = None, prepare_weights(checkpoint.weights, dtype)
+        weights = prepare_weights(checkpoint.weights, dtype)
         gpt = GPT.from_weights(spec, weights, dtype, own_operators=own_operators)
     with progress.stage("capture"):
         captured = capture(gpt, max_seq_len, cached=request.cached)
@@ -179,7 +179,7 @@ def _write_bundle(
             runner = Runner(folder, log=progress)
             with progress.stage("verify") as stage:
                 manifest["verification"] = verify(
-                    captured.spec, model.weights, captured.dtype, captured.max_seq_len, runner.forward
+                    captured.spec, dequantized(model.weights), captured.dtype, captured.max_seq_len, runner.forward
                 )
                 stage.detail(manifest["verification"]["summary"])
             write_manifest(folder, manifest)
