@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,8 @@ from nanochat_x.quantize import Format, check_format, dequantized, is_matrix, ma
 
 ALGORITHM = "gptq"
 
-#: A quantised matrix may differ from its float one by this share of it, in the Frobenius norm. Rounding to nearest in 4
-#: bits loses 0.08 to 0.12 of weights that are distributed normally; an error-compensating way up to 1.5 times as much.
-#: A matrix of another layer, or with rows in another order, is wrong by 1.4.
-MOST_CHANGE = {"int8": 0.05, "int4": 0.4}
+#: By how much, relatively, an error may differ from the recorded one: sums of float32 in another order.
+_SAME_ERROR = 1e-3
 
 
 def quantize_checkpoint(
@@ -42,7 +41,9 @@ def quantize_checkpoint(
         quantized = quantize_model(
             checkpoint.spec, weights, form, found.ids, lambda done, count: stage.update(f"{done} of {count} matrices")
         )
-        stage.detail(f"{len(matrices_of(quantized))} matrices in groups of {form.group_size}")
+        matrices = matrices_of(quantized)
+        errors = {name: relative_error(weights[name], matrix.dequantize()) for name, matrix in matrices.items()}
+        stage.detail(f"{len(matrices)} matrices in groups of {form.group_size}")
     return quantized, {
         "method": form.method,
         "bits": form.bits,
@@ -50,6 +51,7 @@ def quantize_checkpoint(
         "algorithm": ALGORITHM,
         "calibration": found.record,
         "sha256": digest_of(quantized),
+        "relative_errors": errors,
     }
 
 
@@ -98,25 +100,28 @@ def reference_weights(
             raise ParityError("the bundle's quantised matrices are not those that were written (SHA-256 differs)",
                               remedy="lower the model again")  # fmt: skip
         plain = dequantized(tensors)
-        limit = MOST_CHANGE[record["method"]]
-    except (KeyError, RuntimeError, OSError, ValueError) as error:
+        recorded = {name: float(record["relative_errors"][name]) for name in plain}
+    except (KeyError, TypeError, RuntimeError, OSError, ValueError) as error:
         raise BundleError(f"{bundle}: its quantised matrices cannot be read ({error})",
                           remedy="lower the model again") from error  # fmt: skip
     for name, matrix in plain.items():
-        change = relative_change(weights[name][: matrix.shape[0]], matrix)
-        if not change <= limit:
+        error = relative_error(weights[name], matrix)
+        if not math.isclose(error, recorded[name], rel_tol=_SAME_ERROR):
             raise ParityError(
-                f"{name} of the bundle is not the checkpoint's: it differs by {change:.2g} of it, where "
-                f"{record['method']} loses at most {limit:g}",
+                f"{name} of the bundle is not the checkpoint's: it differs by {error:.3g} of it, where it differed by "
+                f"{recorded[name]:.3g} when it was lowered",
                 remedy="name the checkpoint that it was lowered from: --against DIR",
             )
     return weights | plain
 
 
-def relative_change(matrix: Tensor, other: Tensor) -> float:
-    """The Frobenius norm of the difference, as a share of the matrix's; infinite for other shapes."""
+def relative_error(matrix: Tensor, other: Tensor) -> float:
+    """The Frobenius norm of the difference from a matrix, as a share of the matrix's; infinite for other shapes.
+
+    Rows of the matrix beyond those of the other are those that no token has, and do not count.
+    """
+    matrix = matrix[: other.shape[0]].float()
     if matrix.shape != other.shape:
-        return float("inf")
-    norm = float(matrix.float().norm())
-    change = float((other - matrix.float()).norm())
-    return change / norm if norm else change
+        return math.inf
+    norm, error = float(matrix.norm()), float((other - matrix).norm())
+    return error / norm if norm else error
