@@ -81,8 +81,8 @@ def reference_weights(
     """The weights that a bundle is held to: the checkpoint's, prepared for `dtype`; its own where it is quantised.
 
     Quantising again would not give the same: sums in another order round another way. So the bundle's quantised
-    matrices are taken, once they are those that were written (SHA-256) and as far from the checkpoint's as then; all else is
-    the checkpoint's. Raises ParityError, BundleError.
+    matrices are taken, once they are those that were written (SHA-256) and as far from the checkpoint's as they were
+    then; all else is the checkpoint's. Raises ParityError, BundleError.
     """
     weights = prepare_weights(checkpoint.weights, dtype)
     record = manifest.get("quantization")
