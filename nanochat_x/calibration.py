@@ -73,8 +73,9 @@ def write_samples(
     ids = torch.full((rows, length), bos)
     bytes_a_row = 4 * 2 * spec.n_layer * spec.n_kv_head * spec.head_dim * length
     with torch.inference_mode():
-        for some in ids.split(max(1, _CACHE_BYTES // bytes_a_row)):
-            _write(model, some, generator)
+        at_once = max(1, _CACHE_BYTES // bytes_a_row)
+        for first in range(0, rows, at_once):
+            _write(model, ids[first : first + at_once], generator)
     return ids
 
 

@@ -105,10 +105,10 @@ def reference_weights(
         raise BundleError(f"{bundle}: its quantised matrices cannot be read ({error})",
                           remedy="lower the model again") from error  # fmt: skip
     for name, matrix in plain.items():
-        error = relative_error(weights[name], matrix)
-        if not math.isclose(error, recorded[name], rel_tol=_SAME_ERROR):
+        distance = relative_error(weights[name], matrix)
+        if not math.isclose(distance, recorded[name], rel_tol=_SAME_ERROR):
             raise ParityError(
-                f"{name} of the bundle is not the checkpoint's: it differs by {error:.3g} of it, where it differed by "
+                f"{name} of the bundle is not the checkpoint's: it differs by {distance:.3g} of it, where it differed by "
                 f"{recorded[name]:.3g} when it was lowered",
                 remedy="name the checkpoint that it was lowered from: --against DIR",
             )
