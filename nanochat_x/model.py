@@ -294,9 +294,9 @@ def prepare_weights(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[s
     prepared = {}
     for name, tensor in weights.items():
         if name.startswith(_TABLES) and torch.promote_types(tensor.dtype, dtype) == dtype:
-            prepared[name] = tensor
+            prepared[name] = tensor.contiguous()
         else:
-            prepared[name] = tensor.to(torch.float32 if name.endswith(_SMALL) else dtype)
+            prepared[name] = tensor.contiguous().to(torch.float32 if name.endswith(_SMALL) else dtype)
     return prepared
 
 

@@ -83,10 +83,10 @@ class QuantizedMatrix:
 
     @classmethod
     def from_grid(cls, q: Tensor, grid: Grid) -> QuantizedMatrix:
-        """From q [N, G, g] of any dtype."""
+        """From q [N, G, g] of any dtype; all its tensors are row-major, as a file holds them."""
         if grid.zeros is None:
-            return cls(q.to(torch.int8).flatten(1), grid.scales, None)
-        return cls(pack_int4(q.to(torch.uint8)), grid.scales, grid.zeros)
+            return cls(q.to(torch.int8).flatten(1).contiguous(), grid.scales.contiguous(), None)
+        return cls(pack_int4(q.to(torch.uint8)).contiguous(), grid.scales.contiguous(), grid.zeros.contiguous())
 
     def dequantize(self) -> Tensor:
         """The weights, float32 [N, K], exactly."""

@@ -108,8 +108,8 @@ def reference_weights(
         distance = relative_error(weights[name], matrix)
         if not math.isclose(distance, recorded[name], rel_tol=_SAME_ERROR):
             raise ParityError(
-                f"{name} of the bundle is not the checkpoint's: it differs by {distance:.3g} of it, where it differed by "
-                f"{recorded[name]:.3g} when it was lowered",
+                f"{name} of the bundle is not the checkpoint's: it differs by {distance:.3g} of it, and when it was "
+                f"lowered by {recorded[name]:.3g}",
                 remedy="name the checkpoint that it was lowered from: --against DIR",
             )
     return weights | plain

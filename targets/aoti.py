@@ -151,8 +151,16 @@ def quantized_tensors(bundle: Path) -> dict[str, torch.Tensor]:
 
 
 def _constants(program: ExportedProgram) -> dict[str, torch.Tensor]:
-    """Every parameter, buffer and lifted constant, by the name that the compiled program knows it by."""
-    return {**program.state_dict, **{n: t for n, t in program.constants.items() if isinstance(t, torch.Tensor)}}
+    """Every parameter, buffer and lifted constant, by the name that the compiled program knows it by.
+
+    Raises LoweringError for one that is not row-major: the program reads it by the strides that it was captured with,
+    and a file has none.
+    """
+    found = {**program.state_dict, **{n: t for n, t in program.constants.items() if isinstance(t, torch.Tensor)}}
+    for name, tensor in found.items():
+        if not tensor.is_contiguous():
+            raise LoweringError(f"tensor {name} is not row-major in memory", remedy="please report it")
+    return found
 
 
 def _cpu_features(march: str, *flags: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from nanochat_x.errors import LoweringError
 from nanochat_x.runner import Runner
-from nanochat_x.targets.aoti import Aoti, _cpu_features, make_target
+from nanochat_x.targets.aoti import Aoti, _constants, _cpu_features, make_target
 from nanochat_x.wrappers import ExportableGPT
 
 
@@ -177,3 +177,22 @@ def test_programs_that_cannot_run_here_are_not_verified_here() -> None:
     with pytest.raises(LoweringError, match=r"do not run on this machine \(it lacks .*avx512fp16.*--no-verify"):
         make_target(march="sapphirerapids", will_run=True)
     assert make_target(march="sapphirerapids", will_run=False).machine.march == "sapphirerapids"
+
+
+def test_a_tensor_that_is_not_row_major_is_refused() -> None:
+    """A file has no strides: the program would read it by those that it was captured with."""
+
+    class Product(torch.nn.Module):
+        def __init__(self, weight: torch.Tensor) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight
+
+    def program(weight: torch.Tensor) -> torch.export.ExportedProgram:
+        return torch.export.export(Product(weight), (torch.ones(2, 3),), strict=False)
+
+    assert list(_constants(program(torch.ones(3, 4)))) == ["weight"]
+    with pytest.raises(LoweringError, match="tensor weight is not row-major in memory"):
+        _constants(program(torch.ones(4, 3).t()))

@@ -40,6 +40,7 @@ from nanochat_x.parity_examples import (
     parse_example,
 )
 from nanochat_x.parity_statistics import Statistics, kl_divergence
+from nanochat_x.spec import ModelSpec
 from nanochat_x.wrappers import ExportableGPT
 
 SPEC, WEIGHTS = weights_of(NAME)
@@ -366,7 +367,11 @@ def test_the_page(copied: Path, tmp_path: Path) -> None:
 def wrong_spec(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """What is lowered has other constants than the checkpoint."""
     right = GPT.from_weights
-    monkeypatch.setattr(GPT, "from_weights", lambda spec, *others: right(replace(spec, **changes), *others))
+
+    def wrong(spec: ModelSpec, *others: Any, **options: Any) -> GPT:
+        return right(replace(spec, **changes), *others, **options)
+
+    monkeypatch.setattr(GPT, "from_weights", wrong)
 
 
 def window_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
