@@ -255,7 +255,7 @@ class GPT(nn.Module):
         q, k = self._norm(rotate(q, *rotary)), self._norm(rotate(k, *rotary))
         if spec.qk_scale != 1.0:
             q, k = q * spec.qk_scale, k * spec.qk_scale
-        return q, _contiguous(k.transpose(1, 2)), _contiguous(v.transpose(1, 2))
+        return q, operators.row_major(k.transpose(1, 2)), operators.row_major(v.transpose(1, 2))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -265,11 +265,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
-
-
-def _contiguous(x: Tensor) -> Tensor:
-    """x in row-major layout. (`x.contiguous()` and `x.reshape()` make torch.export guard against sizes of 1.)"""
-    return x.clone(memory_format=torch.contiguous_format)
 
 
 def rotary_tables(spec: ModelSpec, positions: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,7 @@ def attention_composed(
     """
     batch, steps, heads, width = q.shape
     kv_heads = k.shape[1]
-    q = _contiguous(q.transpose(1, 2))
+    q = row_major(q.transpose(1, 2))
     # The H / H_kv query heads of one KV head become more rows of one product: keys are never repeated. Products are
     # plain bmm: matmul's broadcasting would make torch.export guard against batches and sequences of length 1.
     rows = batch, kv_heads, heads // kv_heads, steps
@@ -76,7 +76,7 @@ def attention_composed(
         past_scores = _masked(torch.bmm(q, past_k.transpose(1, 2)), visible[:, None, None], rows)
         weights = _softmax(torch.cat([past_scores, scores], dim=-1))
         out = torch.bmm(weights.narrow(-1, 0, slots), past_v) + torch.bmm(weights.narrow(-1, slots, steps), v)
-    return _contiguous(out.view(batch, heads, steps, width).transpose(1, 2)).view(batch, steps, heads * width)
+    return row_major(out.view(batch, heads, steps, width).transpose(1, 2)).view(batch, steps, heads * width)
 
 
 def dequantized_int8(weight: Tensor, scales: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ def _masked(scores: Tensor, visible: Tensor, rows: tuple[int, int, int, int]) ->
     return torch.where(visible, scores.view(*rows, scores.shape[2]), float("-inf")).view_as(scores)
 
 
-def _contiguous(x: Tensor) -> Tensor:
+def row_major(x: Tensor) -> Tensor:
     """x in row-major layout. (`x.contiguous()` and `x.reshape()` make torch.export guard against sizes of 1.)"""
     return x.clone(memory_format=torch.contiguous_format)
 
