@@ -44,12 +44,6 @@ struct Call {
   }
 };
 
-kernels::Type kernel_type(at::ScalarType type) {
-  return type == at::kFloat      ? kernels::Type::float32
-         : type == at::kBFloat16 ? kernels::Type::bfloat16
-                                 : kernels::Type::float16;
-}
-
 // One token and one KV head, whose query heads see the same keys.
 void attend_token(const Call& c, std::int64_t row, std::int64_t step, std::int64_t kv_head) {
   const std::int64_t position = c.behind(row), group = c.heads / c.kv_heads;
@@ -63,7 +57,7 @@ void attend_token(const Call& c, std::int64_t row, std::int64_t step, std::int64
   }
   runs[1] = {c.rows_of(c.k, row, kv_head, c.steps, first_new), c.rows_of(c.v, row, kv_head, c.steps, first_new),
              step + 1 - first_new};
-  kernels::attend(c.query(row, step, kv_head * group), c.width, group, c.width, c.scale, runs, kernel_type(c.type),
+  kernels::attend(c.query(row, step, kv_head * group), c.width, group, c.width, c.scale, runs, type_of(c.type),
                   c.result(row, step, kv_head * group), c.width);
 }
 
@@ -157,7 +151,7 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   std::optional<Past> whole;
   if (past) whole = Past{past->k.contiguous(), past->v.contiguous(), past->position.contiguous()};
   check_shapes(q, k, v, whole);
-  (void)type_of(q);  // one that the kernels have
+  (void)type_of(q.scalar_type());  // one that the kernels have
   const at::Tensor queries = q.contiguous().to(at::kFloat), keys = k.contiguous(), values = v.contiguous();
   at::Tensor out = at::empty(queries.sizes(), queries.options());
   const auto data = [](const at::Tensor& t) { return static_cast<const std::byte*>(t.const_data_ptr()); };

@@ -10,9 +10,9 @@
 
 namespace nanochat_x::operators {
 
-/// How the kernels call a tensor's dtype. Throws c10::Error for one that they do not have.
-inline kernels::Type type_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
+/// How the kernels call a dtype. Throws c10::Error for one that they do not have.
+inline kernels::Type type_of(at::ScalarType type) {
+  switch (type) {
     case at::kFloat:
       return kernels::Type::float32;
     case at::kBFloat16:
@@ -22,7 +22,7 @@ inline kernels::Type type_of(const at::Tensor& tensor) {
     default:
       break;
   }
-  TORCH_CHECK(false, "nanochat_x has no kernel for ", tensor.scalar_type());
+  TORCH_CHECK(false, "nanochat_x has no kernel for ", type);
 }
 
 /// Rows of `width` elements from `data`, which stays the owner, in float32: as they lie if they are, else a copy.

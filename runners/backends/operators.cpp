@@ -70,7 +70,7 @@ const std::uint16_t* bits(const at::Tensor& bfloat16) {
 struct Quantized {
   Quantized(const char* name, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scales,
             at::ScalarType type, std::int64_t values) {
-    (void)type_of(x);
+    (void)type_of(x.scalar_type());
     TORCH_CHECK(x.dim() >= 1 && weight.dim() == 2 && x.size(-1) == values * weight.size(1), "nanochat_x::", name,
                 ": x ", x.sizes(), " does not fit a weight of ", weight.sizes());
     TORCH_CHECK(weight.scalar_type() == type && scales.scalar_type() == at::kBFloat16, "nanochat_x::", name,
@@ -92,7 +92,7 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight) {
               " does not fit a weight of ", weight.sizes());
   TORCH_CHECK(x.scalar_type() == weight.scalar_type(), "nanochat_x::linear: x is ", x.scalar_type(), ", weight ",
               weight.scalar_type());
-  const kernels::Type type = type_of(weight);
+  const kernels::Type type = type_of(weight.scalar_type());
   const std::int64_t depth = weight.size(1), columns = weight.size(0);
   if (type == kernels::Type::float32 && x.numel() > kernels::kMostRows * depth) return at::linear(x, weight);
   const at::Tensor whole = weight.contiguous();
