@@ -24,6 +24,7 @@ from torch import Tensor
 from nanochat_x.calibration import TOKENS, calibrate
 from nanochat_x.checkpoint import Checkpoint, choose_checkpoint, load_checkpoint
 from nanochat_x.comparison import Buckets, measure
+from nanochat_x.errors import NanochatXError
 from nanochat_x.gptq import quantize_model
 from nanochat_x.model import GPT, prepare_weights
 from nanochat_x.quantize import BITS, Format, Method, dequantized, is_matrix, round_to_nearest, with_matrices
@@ -92,9 +93,15 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--tokens", type=int, default=TOKENS)
     arguments = parser.parse_args()
-    checkpoint = load_checkpoint(choose_checkpoint(None, arguments.source, None, None, arguments.base_dir, None))
-    found = json.loads(arguments.docs.read_text(encoding="utf-8"))
-    windows = windows_of(checkpoint, found["docs"] if isinstance(found, dict) else found)
+    try:
+        found = json.loads(arguments.docs.read_text(encoding="utf-8"))
+        docs = found["docs"] if isinstance(found, dict) else found
+        checkpoint = load_checkpoint(choose_checkpoint(None, arguments.source, None, None, arguments.base_dir, None))
+    except (OSError, ValueError, KeyError) as error:
+        parser.error(f"{arguments.docs} cannot be read: {error}")
+    except NanochatXError as error:
+        parser.error(str(error))
+    windows = windows_of(checkpoint, docs)
     counts = torch.tensor(checkpoint.tokenizer.counted_bytes())
     exact = logits_of(checkpoint, prepare_weights(checkpoint.weights, torch.float32), torch.float32, windows)
     base = math.nan
