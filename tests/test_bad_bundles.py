@@ -152,9 +152,10 @@ def test_manifest_of_another_world(
     assert_refused(forward(copied_bundle, tmp_path), message)
 
 
-def test_a_device_that_the_programs_are_not_for(demo_bundle: Path, tmp_path: Path) -> None:
+def test_a_device_that_the_programs_are_not_for(lowered: Callable[..., Path], tmp_path: Path) -> None:
+    """TorchScript's; AOTInductor's have kernels for a card (test_cuda.py)."""
     message = "programs of .* are lowered for the CPU, not for the device 'cuda'; leave out --device"
-    assert_refused(forward(demo_bundle, tmp_path, "--device=cuda"), message)
+    assert_refused(forward(lowered("demo", "torchscript"), tmp_path, "--device=cuda"), message)
 
 
 @pytest.mark.parametrize(
