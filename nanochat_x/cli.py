@@ -133,7 +133,7 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
               help="Of the computation, the weights and the KV cache.")  # fmt: skip
 @click.option("--quant", type=click.Choice(["int8", "int4"]),
-              help="Store the matrices in 8 or 4 bits; computes in float32.")  # fmt: skip
+              help="Store the matrices in 8 or 4 bits.")  # fmt: skip
 @click.option("--group-size", type=Integer(1), metavar="N",
               help="With --quant: weights that share a scale. Default: 32.")  # fmt: skip
 @click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",

@@ -25,7 +25,7 @@ from nanochat_x.interrupts import ending_at_once
 from nanochat_x.manifest import SCHEMA_VERSION, is_bundle
 from nanochat_x.model import GPT, prepare_weights
 from nanochat_x.quantize import Format, dequantized
-from nanochat_x.quantized_model import QUANTIZED_PRODUCTS, quantized_model
+from nanochat_x.quantized_model import QUANTIZED_PRODUCTS, in_dtype, quantized_model
 from nanochat_x.quantizing import quantize_checkpoint
 from nanochat_x.runner import Runner
 from nanochat_x.safetensors_file import write_safetensors
@@ -148,7 +148,8 @@ def _prepare(
     record: dict[str, Any] | None = None
     if request.quantization is not None:
         weights, record = quantize_checkpoint(checkpoint, request.quantization, request.calibration, progress)
-        gpt = quantized_model(spec, weights, own_operators=own_operators)
+        weights = in_dtype(weights, dtype)
+        gpt = quantized_model(spec, weights, dtype, own_operators=own_operators)
     else:
         if request.dtype == "float16":
             check_range(checkpoint, request.calibration, progress)
@@ -218,9 +219,9 @@ def _check_quantization(name: str, module: Any, request: LowerRequest) -> None:
     if method not in module.QUANTIZATION:
         raise UsageError(f"the target {name} has no --quant {method}: {module.WHY_NOT_QUANTIZED}",
                          remedy="choose another --target")  # fmt: skip
-    if request.dtype != "float32":
+    if request.dtype == "float16":
         raise UsageError(
-            f"--quant {method} computes in float32, not in {request.dtype}", remedy="leave out --dtype, or --quant"
+            f"--quant {method} computes in float32 or bfloat16, not in float16", remedy="choose another --dtype"
         )
 
 

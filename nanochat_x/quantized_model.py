@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from nanochat_x.model import GPT, Linear
+from nanochat_x.model import GPT, Linear, prepare_weights
 from nanochat_x.quantize import QuantizedMatrix, grids_of, matrices_of
 from nanochat_x.spec import ModelSpec
 
@@ -32,8 +32,22 @@ class QuantizedLinear(Linear):
         return out
 
 
-def quantized_model(spec: ModelSpec, weights: Mapping[str, Tensor], *, own_operators: bool = False) -> GPT:
-    """A float32 model over a state dict with quantised matrices (`quantize.with_matrices`), not copied.
+def in_dtype(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """A state dict with quantised matrices whose other tensors are prepared for `dtype`."""
+    matrices = matrices_of(weights)
+    quantized = matrices.keys() | grids_of(matrices)
+    plain = {name: tensor for name, tensor in weights.items() if name not in quantized}
+    return dict(weights) | prepare_weights(plain, dtype)
+
+
+def quantized_model(
+    spec: ModelSpec,
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+    *,
+    own_operators: bool = False,
+) -> GPT:
+    """A model that computes in `dtype` over a state dict with quantised matrices (`in_dtype`), not copied.
 
     Products with them are operators of operators.py; `own_operators`: all else that has one is so, too. Raises
     RuntimeError if a tensor is missing, unknown or of the wrong shape.
@@ -43,7 +57,7 @@ def quantized_model(spec: ModelSpec, weights: Mapping[str, Tensor], *, own_opera
     plain = {name: tensor for name, tensor in weights.items() if name not in grids_of(matrices)}
     for name, matrix in matrices.items():
         plain[name] = torch.empty(matrix.shape, device="meta")
-    model = GPT.from_weights(spec, plain, torch.float32, own_operators=own_operators)
+    model = GPT.from_weights(spec, plain, dtype, own_operators=own_operators)
     for name, matrix in matrices.items():
         model.set_submodule(name.removesuffix(".weight"), QuantizedLinear(matrix))
     return model.eval()

@@ -104,8 +104,10 @@ def reference_weights(
     except (KeyError, TypeError, RuntimeError, OSError, ValueError) as error:
         raise BundleError(f"{bundle}: its quantised matrices cannot be read ({error})",
                           remedy="lower the model again") from error  # fmt: skip
+    # The distance is that from the checkpoint's own, whatever the bundle computes in.
+    exact = weights if dtype == torch.float32 else prepare_weights(checkpoint.weights, torch.float32)
     for name, matrix in plain.items():
-        distance = relative_error(weights[name], matrix)
+        distance = relative_error(exact[name], matrix)
         if not math.isclose(distance, recorded[name], rel_tol=_SAME_ERROR):
             raise ParityError(
                 f"{name} of the bundle is not the checkpoint's: it differs by {distance:.3g} of it, and when it was "

@@ -22,26 +22,21 @@ std::int64_t rows_of_a_thread(std::int64_t depth) {
   return std::max<std::int64_t>(1, kWeightsOfAThread / std::max<std::int64_t>(1, depth));
 }
 
-// x [M, K] times a matrix [N, K], transposed -> float32 [M, N]. Of the matrix, rows [begin, end) are
-// few(x, M, y, begin, end): their products with all of x in one pass over the weights;
-// widen(begin, end, out): themselves as float32. For many rows of x there is a BLAS, but none with products of them.
-template <typename Few, typename Widen>
-at::Tensor product(const at::Tensor& x, std::int64_t columns, const Few& few, const Widen& widen) {
-  const std::int64_t rows = x.size(0), depth = x.size(1);
-  at::Tensor y = at::empty({rows, columns}, x.options());
-  if (rows == 0) return y;
-  const float* from = x.const_data_ptr<float>();
-  if (rows <= kernels::kMostRows) {
-    float* to = y.mutable_data_ptr<float>();
-    in_parallel(columns, rows_of_a_thread(depth),
-                [&](std::int64_t begin, std::int64_t end) { few(from, rows, to, begin, end); });
-    return y;
-  }
+const std::uint16_t* bits_of(const at::Tensor& bfloat16) {
+  return static_cast<const std::uint16_t*>(bfloat16.const_data_ptr());
+}
+
+// x [M, K] times a matrix [N, K], transposed, for so many rows of x that a BLAS is faster than we; there is none with
+// products of what the matrix is stored in. widen(begin, end, out): rows [begin, end) of the matrix in x's dtype.
+template <typename Element, typename Widen>
+at::Tensor product_of_many(const at::Tensor& x, std::int64_t columns, const Widen& widen) {
+  const std::int64_t depth = x.size(1);
+  at::Tensor y = at::empty({x.size(0), columns}, x.options());
   const std::int64_t most = std::clamp<std::int64_t>(kWidened / depth, 1, columns);
   const at::Tensor block = at::empty({most, depth}, x.options());
+  auto* to = static_cast<Element*>(block.mutable_data_ptr());
   for (std::int64_t first = 0; first < columns; first += most) {
     const std::int64_t count = std::min(most, columns - first);
-    float* to = block.mutable_data_ptr<float>();
     in_parallel(count, rows_of_a_thread(depth),
                 [&](std::int64_t begin, std::int64_t end) { widen(first + begin, first + end, to + begin * depth); });
     at::Tensor out = y.narrow(1, first, count);
@@ -50,26 +45,50 @@ at::Tensor product(const at::Tensor& x, std::int64_t columns, const Few& few, co
   return y;
 }
 
-// x [..., K] as contiguous float32 [M, K].
-at::Tensor flat(const at::Tensor& x, std::int64_t depth) {
-  return x.contiguous().view({depth == 0 ? 0 : x.numel() / depth, depth}).to(at::kFloat);
+// The same for up to kMostRows rows of x, in one pass over the weights, and in float32.
+// few(x, M, y, begin, end): the products of all of x with rows [begin, end) of the matrix.
+template <typename Few>
+at::Tensor product_of_few(const at::Tensor& x, std::int64_t columns, const Few& few) {
+  const std::int64_t rows = x.size(0), depth = x.size(1);
+  const at::Tensor wide = x.to(at::kFloat);
+  at::Tensor y = at::empty({rows, columns}, wide.options());
+  if (rows == 0) return y;
+  const float* from = wide.const_data_ptr<float>();
+  float* to = y.mutable_data_ptr<float>();
+  in_parallel(columns, rows_of_a_thread(depth),
+              [&](std::int64_t begin, std::int64_t end) { few(from, rows, to, begin, end); });
+  return y;
 }
 
-// y float32 [M, N] in x's dtype and leading dimensions.
+// The same of bfloat16 without widening it.
+at::Tensor product_of_bfloat16(const at::Tensor& x, const at::Tensor& weight) {
+  const std::int64_t rows = x.size(0), depth = x.size(1), columns = weight.size(0);
+  at::Tensor y = at::empty({rows, columns}, x.options().dtype(at::kFloat));
+  if (rows == 0) return y;
+  float* to = y.mutable_data_ptr<float>();
+  in_parallel(columns, rows_of_a_thread(depth), [&](std::int64_t begin, std::int64_t end) {
+    kernels::linear_bfloat16(bits_of(x), rows, depth, bits_of(weight), to, columns, begin, end);
+  });
+  return y;
+}
+
+// x [..., K] as contiguous [M, K].
+at::Tensor flat(const at::Tensor& x, std::int64_t depth) {
+  return x.contiguous().view({depth == 0 ? 0 : x.numel() / depth, depth});
+}
+
+// y [M, N] in x's dtype and leading dimensions.
 at::Tensor shaped(const at::Tensor& y, const at::Tensor& x) {
   std::vector<std::int64_t> shape = x.sizes().vec();
   shape.back() = y.size(1);
   return y.to(x.scalar_type()).view(shape);
 }
 
-const std::uint16_t* bits(const at::Tensor& bfloat16) {
-  return static_cast<const std::uint16_t*>(bfloat16.const_data_ptr());
-}
-
 // Sizes of a quantised matrix that fits x, whose tensors are contiguous. `values` weights in an element of `weight`.
 struct Quantized {
   Quantized(const char* name, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scales,
-            at::ScalarType type, std::int64_t values) {
+            at::ScalarType type, std::int64_t values)
+      : bits(static_cast<int>(8 / values)) {
     (void)type_of(x.scalar_type());
     TORCH_CHECK(x.dim() >= 1 && weight.dim() == 2 && x.size(-1) == values * weight.size(1), "nanochat_x::", name,
                 ": x ", x.sizes(), " does not fit a weight of ", weight.sizes());
@@ -82,8 +101,44 @@ struct Quantized {
     group = depth / scales.size(1);
     TORCH_CHECK(group >= 16 && group % 8 == 0, "nanochat_x::", name, ": no groups of ", group, " weights");
   }
+  int bits;
   std::int64_t columns, depth, group;
 };
+
+// The same for one row of x of 16 bits and a quantised matrix, by integers where there are products of them and x is
+// finite; else an undefined tensor. one(row, y, begin, end): the products of the row.
+template <typename One>
+at::Tensor product_of_one(const at::Tensor& x, const Quantized& m, const One& one) {
+  if (x.size(0) != 1 || x.scalar_type() == at::kFloat || !kernels::takes_quantized_row(m.bits, m.group)) return {};
+  const at::Tensor wide = x.to(at::kFloat);
+  const at::Tensor integers = at::empty({m.depth}, x.options().dtype(at::kShort)),
+                   scales = at::empty({m.depth / m.group}, wide.options());
+  const kernels::QuantizedRow row{integers.const_data_ptr<std::int16_t>(), scales.const_data_ptr<float>()};
+  if (!kernels::quantize_row(wide.const_data_ptr<float>(), m.depth, m.group, integers.mutable_data_ptr<std::int16_t>(),
+                             scales.mutable_data_ptr<float>())) {
+    return {};
+  }
+  at::Tensor y = at::empty({1, m.columns}, wide.options());
+  float* to = y.mutable_data_ptr<float>();
+  in_parallel(m.columns, rows_of_a_thread(m.depth),
+              [&](std::int64_t begin, std::int64_t end) { one(row, to, begin, end); });
+  return y;
+}
+
+// A quantised matrix times x [..., K]. `one` and `few` as above; widen(begin, end, out) for out of float and of
+// bfloat16's bits.
+template <typename One, typename Few, typename Widen>
+at::Tensor quantized_product(const at::Tensor& x, const Quantized& m, const One& one, const Few& few,
+                             const Widen& widen) {
+  const at::Tensor rows = flat(x, m.depth);
+  const std::int64_t columns = m.columns;
+  if (const at::Tensor y = product_of_one(rows, m, one); y.defined()) return shaped(y, x);
+  if (rows.size(0) <= kernels::kMostRows) return shaped(product_of_few(rows, columns, few), x);
+  if (x.scalar_type() == at::kBFloat16 && kernels::multiplies_bfloat16()) {
+    return shaped(product_of_many<std::uint16_t>(rows, columns, widen), x);
+  }
+  return shaped(product_of_many<float>(rows.to(at::kFloat), columns, widen), x);
+}
 
 }  // namespace
 
@@ -94,31 +149,38 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight) {
               weight.scalar_type());
   const kernels::Type type = type_of(weight.scalar_type());
   const std::int64_t depth = weight.size(1), columns = weight.size(0);
-  if (type == kernels::Type::float32 && x.numel() > kernels::kMostRows * depth) return at::linear(x, weight);
-  const at::Tensor whole = weight.contiguous();
+  const at::Tensor rows = flat(x, depth), whole = weight.contiguous();
   const void* w = whole.const_data_ptr();
-  const at::Tensor y = product(
-      flat(x, depth), columns,
-      [=](const float* from, std::int64_t rows, float* to, std::int64_t begin, std::int64_t end) {
-        kernels::linear(from, rows, depth, w, type, to, columns, begin, end);
-      },
-      [=](std::int64_t begin, std::int64_t end, float* to) { kernels::widen(depth, w, type, to, begin, end); });
-  return shaped(y, x);
+  const bool as_they_are = type == kernels::Type::bfloat16 && kernels::multiplies_bfloat16();
+  if (rows.size(0) <= kernels::kMostRows) {
+    if (as_they_are) return shaped(product_of_bfloat16(rows, whole), x);
+    const auto few = [=](const float* from, std::int64_t count, float* to, std::int64_t begin, std::int64_t end) {
+      kernels::linear(from, count, depth, w, type, to, columns, begin, end);
+    };
+    return shaped(product_of_few(rows, columns, few), x);
+  }
+  if (type == kernels::Type::float32 || as_they_are) return at::linear(x, weight);
+  const auto widen = [=](std::int64_t begin, std::int64_t end, float* to) {
+    kernels::widen(depth, w, type, to, begin, end);
+  };
+  return shaped(product_of_many<float>(rows.to(at::kFloat), columns, widen), x);
 }
 
 at::Tensor linear_int8(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scales) {
   const Quantized m("linear_int8", x, weight, scales, at::kChar, 1);
   const at::Tensor q = weight.contiguous(), s = scales.contiguous();
   const auto* values = q.const_data_ptr<std::int8_t>();
-  const at::Tensor y = product(
-      flat(x, m.depth), m.columns,
-      [&](const float* from, std::int64_t rows, float* to, std::int64_t begin, std::int64_t end) {
-        kernels::linear_int8(from, rows, m.depth, values, bits(s), m.group, to, m.columns, begin, end);
+  return quantized_product(
+      x, m,
+      [&](const kernels::QuantizedRow& row, float* to, std::int64_t begin, std::int64_t end) {
+        kernels::linear_int8(row, m.depth, values, bits_of(s), m.group, to, begin, end);
       },
-      [&](std::int64_t begin, std::int64_t end, float* to) {
-        kernels::widen_int8(m.depth, values, bits(s), m.group, to, begin, end);
+      [&](const float* from, std::int64_t rows, float* to, std::int64_t begin, std::int64_t end) {
+        kernels::linear_int8(from, rows, m.depth, values, bits_of(s), m.group, to, m.columns, begin, end);
+      },
+      [&](std::int64_t begin, std::int64_t end, auto* to) {
+        kernels::widen_int8(m.depth, values, bits_of(s), m.group, to, begin, end);
       });
-  return shaped(y, x);
 }
 
 at::Tensor linear_int4(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scales,
@@ -129,15 +191,17 @@ at::Tensor linear_int4(const at::Tensor& x, const at::Tensor& weight, const at::
   const at::Tensor q = weight.contiguous(), s = scales.contiguous(), z = zeros.contiguous();
   const auto* values = q.const_data_ptr<std::uint8_t>();
   const auto* offsets = z.const_data_ptr<std::uint8_t>();
-  const at::Tensor y = product(
-      flat(x, m.depth), m.columns,
-      [&](const float* from, std::int64_t rows, float* to, std::int64_t begin, std::int64_t end) {
-        kernels::linear_int4(from, rows, m.depth, values, bits(s), offsets, m.group, to, m.columns, begin, end);
+  return quantized_product(
+      x, m,
+      [&](const kernels::QuantizedRow& row, float* to, std::int64_t begin, std::int64_t end) {
+        kernels::linear_int4(row, m.depth, values, bits_of(s), offsets, m.group, to, begin, end);
       },
-      [&](std::int64_t begin, std::int64_t end, float* to) {
-        kernels::widen_int4(m.depth, values, bits(s), offsets, m.group, to, begin, end);
+      [&](const float* from, std::int64_t rows, float* to, std::int64_t begin, std::int64_t end) {
+        kernels::linear_int4(from, rows, m.depth, values, bits_of(s), offsets, m.group, to, m.columns, begin, end);
+      },
+      [&](std::int64_t begin, std::int64_t end, auto* to) {
+        kernels::widen_int4(m.depth, values, bits_of(s), offsets, m.group, to, begin, end);
       });
-  return shaped(y, x);
 }
 
 const std::vector<std::string>& names() {

@@ -18,7 +18,8 @@ namespace nanochat_x::operators {
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight);
 
 /// The same for a matrix in 8 bits, w[n, k] = weight[n, k] * scales[n, k / g]: weight int8 [N, K], scales bfloat16
-/// [N, K / g], for groups of g weights, a multiple of 8 from 16 on. Computed in float32, whatever x's dtype.
+/// [N, K / g], for groups of g weights, a multiple of 8 from 16 on. Computed in float32; of x in bfloat16 many rows in
+/// bfloat16, and one row of 16 bits in integers (kernels.h), where the processor does so faster.
 at::Tensor linear_int8(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scales);
 
 /// And in 4 bits, w[n, k] = (q[n, k] - zeros[n, k / g]) * scales[n, k / g]: weight uint8 [N, K / 2], in which byte i of

@@ -119,6 +119,24 @@ std::vector<Case> products(const Options& options, Memory& memory) {
     add("int4", 0.5 + 3 / a_group, [=](std::int64_t m, float* y, std::int64_t begin, std::int64_t end) {
       kernels::linear_int4(x, m, K, w, scales, zeros, group, y, kRowsOfOutput, begin, end);
     });
+    if (kernels::multiplies_bfloat16()) {
+      add("bf16 x bfloat16", 2, [=](std::int64_t m, float* y, std::int64_t begin, std::int64_t end) {
+        const auto* matrix = reinterpret_cast<const std::uint16_t*>(w);
+        kernels::linear_bfloat16(matrix, m, K, matrix, y, kRowsOfOutput, begin, end);
+      });
+    }
+    if (M > 1) continue;
+    const kernels::QuantizedRow row{reinterpret_cast<const std::int16_t*>(w), x};
+    if (kernels::takes_quantized_row(8, group)) {
+      add("int16 x int8", 1 + 2 / a_group, [=](std::int64_t, float* y, std::int64_t begin, std::int64_t end) {
+        kernels::linear_int8(row, K, reinterpret_cast<const std::int8_t*>(w), scales, group, y, begin, end);
+      });
+    }
+    if (kernels::takes_quantized_row(4, group)) {
+      add("int16 x int4", 0.5 + 3 / a_group, [=](std::int64_t, float* y, std::int64_t begin, std::int64_t end) {
+        kernels::linear_int4(row, K, w, scales, zeros, group, y, begin, end);
+      });
+    }
   }
   return cases;
 }

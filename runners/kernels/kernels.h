@@ -37,6 +37,35 @@ void linear_int4(const float* x, std::int64_t M, std::int64_t K, const std::uint
                  const std::uint8_t* zeros, std::int64_t group, float* y, std::int64_t y_stride, std::int64_t begin,
                  std::int64_t end);
 
+/// A row of x in integers: x[k] is about q[k] * scales[k / group].
+struct QuantizedRow {
+  const std::int16_t* q;
+  const float* scales;
+};
+
+/// x, float32 [K], into q [K] and scales [K / group]: each value to the nearest of 65,535 steps between its group's
+/// largest magnitude and its negative, so within 2^-16 of that magnitude. False, and nothing to be used, if a value is
+/// NaN or infinite. group: as for `linear_int8`.
+bool quantize_row(const float* x, std::int64_t K, std::int64_t group, std::int16_t* q, float* scales);
+
+/// Whether the two functions below take such groups, of weights in `bits`, 8 or 4, with the instructions chosen.
+bool takes_quantized_row(int bits, std::int64_t group);
+
+/// `linear_int8` and `linear_int4` of one row of x in integers. The sum of a group is exact; those of groups are added
+/// in float32.
+void linear_int8(const QuantizedRow& x, std::int64_t K, const std::int8_t* q, const std::uint16_t* scales,
+                 std::int64_t group, float* y, std::int64_t begin, std::int64_t end);
+void linear_int4(const QuantizedRow& x, std::int64_t K, const std::uint8_t* q, const std::uint16_t* scales,
+                 const std::uint8_t* zeros, std::int64_t group, float* y, std::int64_t begin, std::int64_t end);
+
+/// Whether this processor multiplies bfloat16 (AVX-512 BF16), and `linear_bfloat16` may be called.
+bool multiplies_bfloat16();
+
+/// `linear` with x, and w, in bfloat16: x [M, K] by its bits. Products are exact and sums float32; subnormal numbers
+/// count as zero.
+void linear_bfloat16(const std::uint16_t* x, std::int64_t M, std::int64_t K, const std::uint16_t* w, float* y,
+                     std::int64_t y_stride, std::int64_t begin, std::int64_t end);
+
 /// Rows [begin, end) of a weight matrix as float32: out[(n - begin) * K + k] = w[n, k], exactly. For products with more
 /// than kMostRows rows of x, where a BLAS is called on blocks of the matrix. Parameters as above.
 void widen(std::int64_t K, const void* w, Type type, float* out, std::int64_t begin, std::int64_t end);
@@ -44,6 +73,12 @@ void widen_int8(std::int64_t K, const std::int8_t* q, const std::uint16_t* scale
                 std::int64_t begin, std::int64_t end);
 void widen_int4(std::int64_t K, const std::uint8_t* q, const std::uint16_t* scales, const std::uint8_t* zeros,
                 std::int64_t group, float* out, std::int64_t begin, std::int64_t end);
+
+/// The same as bits of bfloat16, rounded to nearest, ties to even.
+void widen_int8(std::int64_t K, const std::int8_t* q, const std::uint16_t* scales, std::int64_t group,
+                std::uint16_t* out, std::int64_t begin, std::int64_t end);
+void widen_int4(std::int64_t K, const std::uint8_t* q, const std::uint16_t* scales, const std::uint8_t* zeros,
+                std::int64_t group, std::uint16_t* out, std::int64_t begin, std::int64_t end);
 
 /// `count` keys and their values, each [count, width] and contiguous, as parts of a KV cache. Of none, k and v may be
 /// null.

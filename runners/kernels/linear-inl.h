@@ -16,34 +16,11 @@
 #include "activations.h"
 #include "formats-inl.h"
 #include "packed.h"
+#include "sums-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace nanochat_x::kernels {
 namespace HWY_NAMESPACE {
-
-/// The sums over the lanes of four vectors. The order of additions is the same for all four, so that a row of w gives
-/// the same whatever it is computed beside.
-template <class D>
-HWY_INLINE void sums_of_lanes(D d, Vector<D> v0, Vector<D> v1, Vector<D> v2, Vector<D> v3, float* to) {
-#if HWY_TARGET == HWY_SCALAR  // which has one lane, and none of the below
-  to[0] = hn::GetLane(v0);
-  to[1] = hn::GetLane(v1);
-  to[2] = hn::GetLane(v2);
-  to[3] = hn::GetLane(v3);
-  (void)d;
-#else
-  if constexpr (kLanes<D> == 4) {
-    const auto even = hn::Add(hn::InterleaveLower(d, v0, v2), hn::InterleaveUpper(d, v0, v2));
-    const auto odd = hn::Add(hn::InterleaveLower(d, v1, v3), hn::InterleaveUpper(d, v1, v3));
-    hn::StoreU(hn::Add(hn::InterleaveLower(d, even, odd), hn::InterleaveUpper(d, even, odd)), d, to);
-  } else {
-    const hn::Half<D> half;
-    const auto halved = [half](Vector<D> v)
-                            HWY_ATTR { return hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)); };
-    sums_of_lanes(half, halved(v0), halved(v1), halved(v2), halved(v3), to);
-  }
-#endif
-}
 
 /// y[m, row + r] for R rows of w and M of x at once: each vector of w is used for all rows of x, and each of x for all
 /// rows of w.
@@ -166,24 +143,40 @@ void product_by_rows(D d, const Format& f, const Activations& to, std::int64_t b
   }
 }
 
-/// Rows [begin, end) as float32.
-template <class D, class Format>
-void widened(D d, const Format& f, std::int64_t K, float* out, std::int64_t begin, std::int64_t end) {
+/// The values of a vector where float32 is wanted, and where bfloat16 is: rounded to nearest, ties to even.
+template <class D>
+HWY_INLINE void store(D d, Vector<D> v, float* to) {
+  hn::StoreU(v, d, to);
+}
+
+template <class D>
+HWY_INLINE void store(D, Vector<D> v, std::uint16_t* to) {
+  const hn::RebindToUnsigned<D> words;
+  const hn::Rebind<std::uint16_t, D> halves;
+  const auto bits = hn::BitCast(words, v);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(words, 1));
+  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(words, 0x7FFF)));
+  hn::StoreU(hn::TruncateTo(halves, hn::ShiftRight<16>(rounded)), halves, to);
+}
+
+/// Rows [begin, end) as float32 or bfloat16.
+template <class D, class Format, typename Out>
+void widened(D d, const Format& f, std::int64_t K, Out* out, std::int64_t begin, std::int64_t end) {
   for (std::int64_t row = begin; row < end; ++row, out += K) {
     Vector<D> a, b;
     for (std::int64_t g = 0; g < f.groups(); ++g) {
       const auto group = f.template group<false>(row, g);
       for (std::int64_t step = 0; step < f.steps(); ++step) {
         group.values(d, step, a, b);
-        hn::StoreU(a, d, out + f.at(g, step));
-        hn::StoreU(b, d, out + f.at(g, step) + f.apart());
+        store(d, a, out + f.at(g, step));
+        store(d, b, out + f.at(g, step) + f.apart());
       }
     }
     if (f.rest() > 0) {
-      float rest[2 * kLanes<D>];
+      Out rest[2 * kLanes<D>];
       f.rest_values(d, row, a, b);
-      hn::StoreU(a, d, rest);
-      hn::StoreU(b, d, rest + kLanes<D>);
+      store(d, a, rest);
+      store(d, b, rest + kLanes<D>);
       std::copy_n(rest, f.rest(), out + K - f.rest());
     }
   }

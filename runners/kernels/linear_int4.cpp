@@ -27,11 +27,22 @@ void product_int4(const Activations& to, const std::uint8_t* q, const std::uint1
   });
 }
 
+template <typename Out>
 void widened_int4(std::int64_t K, const std::uint8_t* q, const std::uint16_t* scales, const std::uint8_t* zeros,
-                  std::int64_t group, float* out, std::int64_t begin, std::int64_t end) {
+                  std::int64_t group, Out* out, std::int64_t begin, std::int64_t end) {
   with_vectors_for(group, [&](auto d, auto) HWY_ATTR {
     widened(d, Int4<decltype(d)>{{K, group}, q, scales, zeros}, K, out, begin, end);
   });
+}
+
+void floats_of_int4(std::int64_t K, const std::uint8_t* q, const std::uint16_t* scales, const std::uint8_t* zeros,
+                    std::int64_t group, float* out, std::int64_t begin, std::int64_t end) {
+  widened_int4(K, q, scales, zeros, group, out, begin, end);
+}
+
+void bfloats_of_int4(std::int64_t K, const std::uint8_t* q, const std::uint16_t* scales, const std::uint8_t* zeros,
+                     std::int64_t group, std::uint16_t* out, std::int64_t begin, std::int64_t end) {
+  widened_int4(K, q, scales, zeros, group, out, begin, end);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -42,7 +53,8 @@ HWY_AFTER_NAMESPACE();
 namespace nanochat_x::kernels {
 
 HWY_EXPORT(product_int4);
-HWY_EXPORT(widened_int4);
+HWY_EXPORT(floats_of_int4);
+HWY_EXPORT(bfloats_of_int4);
 
 void linear_int4(const float* x, std::int64_t M, std::int64_t K, const std::uint8_t* q, const std::uint16_t* scales,
                  const std::uint8_t* zeros, std::int64_t group, float* y, std::int64_t y_stride, std::int64_t begin,
@@ -59,7 +71,15 @@ void widen_int4(std::int64_t K, const std::uint8_t* q, const std::uint16_t* scal
   check_width(K);
   check_group(K, group);
   check_rows(begin, end);
-  HWY_DYNAMIC_DISPATCH(widened_int4)(K, q, scales, zeros, group, out, begin, end);
+  HWY_DYNAMIC_DISPATCH(floats_of_int4)(K, q, scales, zeros, group, out, begin, end);
+}
+
+void widen_int4(std::int64_t K, const std::uint8_t* q, const std::uint16_t* scales, const std::uint8_t* zeros,
+                std::int64_t group, std::uint16_t* out, std::int64_t begin, std::int64_t end) {
+  check_width(K);
+  check_group(K, group);
+  check_rows(begin, end);
+  HWY_DYNAMIC_DISPATCH(bfloats_of_int4)(K, q, scales, zeros, group, out, begin, end);
 }
 
 }  // namespace nanochat_x::kernels

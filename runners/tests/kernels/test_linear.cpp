@@ -180,9 +180,46 @@ TEST_CASE("widen: every weight exactly, for any rows") {
   });
 }
 
+TEST_CASE("widen to bfloat16: the nearest to every weight, the even one of two") {
+  const auto value = [](int bits) { return value_of(Format::bfloat16, static_cast<std::uint16_t>(bits)); };
+  const auto nearest = [&](double exact, int bits) {
+    const double distance = std::abs(value(bits) - exact);
+    // Neighbours in magnitude; there is none below zero.
+    for (const int other : {bits + 1, bits - 1}) {
+      if ((bits & 0x7fff) == 0 && other < bits) continue;
+      const double further = std::abs(value(other) - exact);
+      if (further < distance || (further == distance && bits % 2 != 0)) return false;
+    }
+    return true;
+  };
+  CHECK(nearest(1, 0x3f80));
+  CHECK(!nearest(1, 0x3f81));
+  CHECK(!nearest((value(0x3f80) + value(0x3f81)) / 2, 0x3f81));  // of two the odd one
+  std::int64_t ties = 0;
+  with_each_instruction_set([&] {
+    for (const Format format : {Format::int8, Format::int4}) {
+      for (const std::int64_t group : {16, 24, 32, 40, 64, 72, 128}) {
+        const Weights w = random_weights(format, 5, 3 * group, group, 14);
+        CAPTURE(name_of(format));
+        CAPTURE(w.group);
+        const std::vector<std::uint16_t> all = w.rounded(0, 5), part = w.rounded(2, 4);
+        std::int64_t wrong = 0;
+        for (std::size_t i = 0; i < all.size(); ++i) {
+          wrong += !nearest(w.exact[i], all[i]);
+          ties += std::abs(value(all[i]) - w.exact[i]) == std::abs(value(all[i] + 1) - w.exact[i]);
+        }
+        CHECK(wrong == 0);
+        CHECK(std::equal(part.begin(), part.end(), all.begin() + 2 * w.K));
+      }
+    }
+  });
+  CHECK(ties > 0);
+}
+
 TEST_CASE("linear and widen: sizes that are not taken are refused") {
   const std::vector<float> x(64);
   std::vector<float> y(64);
+  std::vector<std::uint16_t> halves(64);
   const Weights w = random_weights(Format::int8, 1, 64, 16, 13);
   const auto* q = static_cast<const std::int8_t*>(w.stored());
   const auto linear = [&](std::int64_t M, std::int64_t K, std::int64_t begin, std::int64_t end) {
@@ -206,6 +243,10 @@ TEST_CASE("linear and widen: sizes that are not taken are refused") {
                                  0, 1);
           }) == message);
     CHECK(error_of([&] { kernels::widen_int8(64, q, w.scales.data(), group, y.data(), 0, 1); }) == message);
+    CHECK(error_of([&] { kernels::widen_int8(64, q, w.scales.data(), group, halves.data(), 0, 1); }) == message);
+    CHECK(error_of([&] {
+            kernels::widen_int4(64, w.zeros.data(), w.scales.data(), w.zeros.data(), group, halves.data(), 0, 1);
+          }) == message);
     CHECK(error_of([&] {
             kernels::widen_int4(64, w.zeros.data(), w.scales.data(), w.zeros.data(), group, y.data(), 0, 1);
           }) == message);

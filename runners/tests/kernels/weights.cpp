@@ -133,17 +133,34 @@ void Weights::multiply(const float* x, std::int64_t M, float* y, std::int64_t y_
   }
 }
 
+namespace {
+
+template <typename Out>
+void widen_grouped(const Weights& w, Out* out, std::int64_t begin, std::int64_t end) {
+  if (w.format == Format::int8) {
+    const auto* q = static_cast<const std::int8_t*>(w.stored());
+    kernels::widen_int8(w.K, q, w.scales.data() + 1, w.group, out, begin, end);
+  } else {
+    const auto* q = static_cast<const std::uint8_t*>(w.stored());
+    kernels::widen_int4(w.K, q, w.scales.data() + 1, w.zeros.data() + 1, w.group, out, begin, end);
+  }
+}
+
+}  // namespace
+
 std::vector<float> Weights::widened(std::int64_t begin, std::int64_t end) const {
   std::vector<float> out(static_cast<std::size_t>((end - begin) * K));
-  if (format == Format::int8) {
-    const auto* q = static_cast<const std::int8_t*>(stored());
-    kernels::widen_int8(K, q, scales.data() + 1, group, out.data(), begin, end);
-  } else if (format == Format::int4) {
-    const auto* q = static_cast<const std::uint8_t*>(stored());
-    kernels::widen_int4(K, q, scales.data() + 1, zeros.data() + 1, group, out.data(), begin, end);
+  if (format == Format::int8 || format == Format::int4) {
+    widen_grouped(*this, out.data(), begin, end);
   } else {
     kernels::widen(K, stored(), type_of(format), out.data(), begin, end);
   }
+  return out;
+}
+
+std::vector<std::uint16_t> Weights::rounded(std::int64_t begin, std::int64_t end) const {
+  std::vector<std::uint16_t> out(static_cast<std::size_t>((end - begin) * K));
+  widen_grouped(*this, out.data(), begin, end);
   return out;
 }
 

@@ -24,6 +24,7 @@ struct Weights {
   void multiply(const float* x, std::int64_t M, float* y, std::int64_t y_stride, std::int64_t begin,
                 std::int64_t end) const;
   std::vector<float> widened(std::int64_t begin, std::int64_t end) const;
+  std::vector<std::uint16_t> rounded(std::int64_t begin, std::int64_t end) const;  // int8 and int4, as bfloat16
 };
 
 /// Random ones. `group` counts for int8 and int4.

@@ -1,0 +1,257 @@
+// One row of x in integers of 16 bits with weights of int8 and int4: twice the products an instruction that float32
+// has.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "linear_int16.cpp"
+#include "targets.h"
+// (must come first)
+#include <hwy/foreach_target.h>
+// (and then)
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "checks.h"
+#include "formats-inl.h"
+#include "kernels.h"
+#include "sums-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace nanochat_x::kernels {
+namespace HWY_NAMESPACE {
+
+using Floats = hn::ScalableTag<float>;
+using Words = hn::RebindToSigned<Floats>;
+#if HWY_TARGET == HWY_SCALAR
+using Halves = hn::Rebind<std::int16_t, Words>;
+#else
+using Halves = hn::Repartition<std::int16_t, Words>;
+#endif
+constexpr std::int64_t kHalves = static_cast<std::int64_t>(hn::MaxLanes(Halves()));
+
+/// x in integers, a scale a group: the largest value of a group is 32767. False if one is NaN or infinite.
+bool quantize(const float* x, std::int64_t K, std::int64_t group, std::int16_t* q, float* scales) {
+  for (std::int64_t g = 0; g < K / group; ++g, x += group, q += group) {
+    float largest = 0;
+    bool finite = true;
+    for (std::int64_t i = 0; i < group; ++i) {
+      largest = std::max(largest, std::abs(x[i]));
+      finite = finite && std::isfinite(x[i]);
+    }
+    if (!finite) return false;
+    const float scale = largest / 32767;
+    // (of numbers so small that their scale is none, nothing is left)
+    const float inverse = scale > 0 ? 1 / scale : 0;
+    scales[g] = scale;
+    for (std::int64_t i = 0; i < group; ++i) {
+      q[i] = static_cast<std::int16_t>(std::lrint(std::clamp(x[i] * inverse, -32767.0F, 32767.0F)));
+    }
+  }
+  return true;
+}
+
+/// A row of int8. kOne: a group is one vector.
+template <bool kOne>
+struct Bytes {
+  const std::int8_t* p;
+  std::int64_t group;
+
+  /// Calls `use(offset, weights)` for each vector of group g.
+  template <class Use>
+  HWY_INLINE void each(std::int64_t g, Use use) const {
+    const std::int64_t size = kOne ? kHalves : group;
+    for (std::int64_t i = 0; i < size; i += kHalves) {
+      use(i, hn::PromoteTo(Halves(), hn::LoadU(hn::Rebind<std::int8_t, Halves>(), p + g * size + i)));
+    }
+  }
+};
+
+/// What the 16 values of 4 bits mean behind each zero point, twice, so that bit 4 of an index does not matter.
+struct Meanings {
+  alignas(64) std::int16_t of[16][32];
+  constexpr Meanings() : of() {
+    for (int zero = 0; zero < 16; ++zero) {
+      for (int i = 0; i < 32; ++i) of[zero][i] = static_cast<std::int16_t>(i % 16 - zero);
+    }
+  }
+};
+constexpr Meanings kMeanings;
+
+/// A row of 4 bits. kOne: a group is one vector, made of both halves of its bytes.
+template <bool kOne>
+struct Nibbles {
+  const std::uint8_t* p;
+  const std::uint8_t* zeros;
+  std::int64_t group;
+  static constexpr bool kTable = HWY_TARGET <= HWY_AVX3 && kHalves == 32;
+  using Indices = hn::RebindToUnsigned<Halves>;
+  using Stored = hn::Rebind<std::uint8_t, Halves>;
+
+  /// Of indices whose bits from 5 on are cleared, or from 4 on without a table.
+  HWY_INLINE static hn::Vec<Halves> meaning(hn::Vec<Indices> index, std::int64_t zero) {
+#if HWY_TARGET <= HWY_AVX3
+    if constexpr (kTable) {
+      const auto table = hn::Load(Halves(), kMeanings.of[zero]);
+      return hn::Vec<Halves>{_mm512_permutexvar_epi16(index.raw, table.raw)};
+    }
+#endif
+    const auto low = hn::And(index, hn::Set(Indices(), 15));
+    return hn::Sub(hn::BitCast(Halves(), low), hn::Set(Halves(), static_cast<std::int16_t>(zero)));
+  }
+
+  template <class Use>
+  HWY_INLINE void each(std::int64_t g, Use use) const {
+#if HWY_TARGET != HWY_SCALAR
+    if constexpr (kOne) {
+      const hn::Half<Stored> half;
+      const auto once = hn::LoadU(half, p + g * (kHalves / 2));
+      const auto both = hn::PromoteTo(Indices(), hn::Combine(Stored(), once, once));
+      use(0, meaning(hn::ConcatUpperLower(Indices(), hn::ShiftRight<4>(both), both), zeros[g]));
+      return;
+    }
+#endif
+    for (std::int64_t i = 0; i < group / 2; i += kHalves) {
+      const auto bytes = hn::PromoteTo(Indices(), hn::LoadU(Stored(), p + g * group / 2 + i));
+      use(i, meaning(bytes, zeros[g]));
+      use(group / 2 + i, meaning(hn::ShiftRight<4>(bytes), zeros[g]));
+    }
+  }
+};
+
+/// y[0] to y[R - 1], of R rows of w whose scales begin at `scales`.
+template <int R, class Row>
+HWY_INLINE void tile(const Row (&w)[R], const QuantizedRow& x, std::int64_t groups, std::int64_t group,
+                     const std::uint16_t* scales, float* y) {
+  const Floats floats;
+  constexpr std::int64_t kTogether = 64;  // groups whose scales are multiplied at once
+  hn::Vec<Floats> total[4];
+  for (auto& t : total) t = hn::Zero(floats);
+  for (std::int64_t first = 0; first < groups; first += kTogether) {
+    const std::int64_t count = std::min(kTogether, groups - first);
+    alignas(64) float both[R][kTogether];
+    for (int r = 0; r < R; ++r) {
+      const std::uint16_t* of_row = scales + r * groups + first;
+      std::int64_t i = 0;
+      for (; i + kLanes<Floats> <= count; i += kLanes<Floats>) {
+        const auto wide = load(floats, reinterpret_cast<const hwy::bfloat16_t*>(of_row) + i);
+        hn::Store(hn::Mul(wide, hn::LoadU(floats, x.scales + first + i)), floats, both[r] + i);
+      }
+      for (; i < count; ++i) both[r][i] = float_of(of_row[i]) * x.scales[first + i];
+    }
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int16_t* of_x = x.q + (first + i) * group;
+      for (int r = 0; r < R; ++r) {
+        auto even = hn::Zero(Words()), odd = hn::Zero(Words());
+        w[r].each(first + i, [&](std::int64_t offset, hn::Vec<Halves> weights) HWY_ATTR {
+          even = hn::ReorderWidenMulAccumulate(Words(), weights, hn::LoadU(Halves(), of_x + offset), even, odd);
+        });
+        total[r] = hn::MulAdd(hn::ConvertTo(floats, hn::Add(even, odd)), hn::Set(floats, both[r][i]), total[r]);
+      }
+    }
+  }
+  float results[4];
+  sums_of_lanes(floats, total[0], total[1], total[2], total[3], results);
+  std::copy_n(results, R, y);
+}
+
+/// Rows [begin, end), where row(n) is row n.
+template <class MakeRow>
+HWY_INLINE void product(const MakeRow& row, const QuantizedRow& x, std::int64_t groups, std::int64_t group,
+                        const std::uint16_t* scales, float* y, std::int64_t begin, std::int64_t end) {
+  using Row = decltype(row(begin));
+  for (; begin + 4 <= end; begin += 4) {
+    const Row rows[4] = {row(begin), row(begin + 1), row(begin + 2), row(begin + 3)};
+    tile(rows, x, groups, group, scales + begin * groups, y + begin);
+  }
+  for (; begin < end; ++begin) {
+    const Row rows[1] = {row(begin)};
+    tile(rows, x, groups, group, scales + begin * groups, y + begin);
+  }
+}
+
+bool takes_int8(std::int64_t group) { return group % kHalves == 0; }
+bool takes_int4(std::int64_t group) { return group % (2 * kHalves) == 0 || (group == kHalves && kHalves > 1); }
+
+template <bool kOne>
+HWY_NOINLINE void rows_of_int8(const QuantizedRow& x, std::int64_t K, const std::int8_t* q, const std::uint16_t* scales,
+                               std::int64_t group, float* y, std::int64_t begin, std::int64_t end) {
+  const auto row = [=](std::int64_t n) HWY_ATTR { return Bytes<kOne>{q + n * K, group}; };
+  product(row, x, K / group, group, scales, y, begin, end);
+}
+
+template <bool kOne>
+HWY_NOINLINE void rows_of_int4(const QuantizedRow& x, std::int64_t K, const std::uint8_t* q,
+                               const std::uint16_t* scales, const std::uint8_t* zeros, std::int64_t group, float* y,
+                               std::int64_t begin, std::int64_t end) {
+  const std::int64_t groups = K / group;
+  const auto row = [=](std::int64_t n) HWY_ATTR { return Nibbles<kOne>{q + n * (K / 2), zeros + n * groups, group}; };
+  product(row, x, groups, group, scales, y, begin, end);
+}
+
+void integers_int8(const QuantizedRow& x, std::int64_t K, const std::int8_t* q, const std::uint16_t* scales,
+                   std::int64_t group, float* y, std::int64_t begin, std::int64_t end) {
+  if (group == kHalves) return rows_of_int8<true>(x, K, q, scales, group, y, begin, end);
+  rows_of_int8<false>(x, K, q, scales, group, y, begin, end);
+}
+
+void integers_int4(const QuantizedRow& x, std::int64_t K, const std::uint8_t* q, const std::uint16_t* scales,
+                   const std::uint8_t* zeros, std::int64_t group, float* y, std::int64_t begin, std::int64_t end) {
+  if (group == kHalves) return rows_of_int4<true>(x, K, q, scales, zeros, group, y, begin, end);
+  rows_of_int4<false>(x, K, q, scales, zeros, group, y, begin, end);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace nanochat_x::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace nanochat_x::kernels {
+
+HWY_EXPORT(quantize);
+HWY_EXPORT(takes_int8);
+HWY_EXPORT(takes_int4);
+HWY_EXPORT(integers_int8);
+HWY_EXPORT(integers_int4);
+
+namespace {
+
+// A lane sums no more products than a group has weights, and int32 holds 512 of the largest.
+constexpr std::int64_t kLargestGroup = 512;
+
+void check_takes(bool takes, std::int64_t group) {
+  if (!takes) throw Error("no product of integers takes groups of " + std::to_string(group));
+}
+
+}  // namespace
+
+bool quantize_row(const float* x, std::int64_t K, std::int64_t group, std::int16_t* q, float* scales) {
+  check_width(K);
+  check_group(K, group);
+  return HWY_DYNAMIC_DISPATCH(quantize)(x, K, group, q, scales);
+}
+
+bool takes_quantized_row(int bits, std::int64_t group) {
+  if (group > kLargestGroup) return false;
+  return bits == 8 ? HWY_DYNAMIC_DISPATCH(takes_int8)(group) : HWY_DYNAMIC_DISPATCH(takes_int4)(group);
+}
+
+void linear_int8(const QuantizedRow& x, std::int64_t K, const std::int8_t* q, const std::uint16_t* scales,
+                 std::int64_t group, float* y, std::int64_t begin, std::int64_t end) {
+  check_width(K);
+  check_group(K, group);
+  check_rows(begin, end);
+  check_takes(takes_quantized_row(8, group), group);
+  HWY_DYNAMIC_DISPATCH(integers_int8)(x, K, q, scales, group, y, begin, end);
+}
+
+void linear_int4(const QuantizedRow& x, std::int64_t K, const std::uint8_t* q, const std::uint16_t* scales,
+                 const std::uint8_t* zeros, std::int64_t group, float* y, std::int64_t begin, std::int64_t end) {
+  check_width(K);
+  check_group(K, group);
+  check_rows(begin, end);
+  check_takes(takes_quantized_row(4, group), group);
+  HWY_DYNAMIC_DISPATCH(integers_int4)(x, K, q, scales, zeros, group, y, begin, end);
+}
+
+}  // namespace nanochat_x::kernels
+#endif
