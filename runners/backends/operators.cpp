@@ -45,31 +45,33 @@ at::Tensor product_of_many(const at::Tensor& x, std::int64_t columns, const Wide
   return y;
 }
 
-// The same for up to kMostRows rows of x, in one pass over the weights, and in float32.
-// few(x, M, y, begin, end): the products of all of x with rows [begin, end) of the matrix.
+// A float32 y [rows, columns], filled in by threads: work(y, begin, end) computes its columns [begin, end).
+template <typename Work>
+at::Tensor by_columns(const at::Tensor& x, std::int64_t columns, const Work& work) {
+  at::Tensor y = at::empty({x.size(0), columns}, x.options().dtype(at::kFloat));
+  if (x.size(0) == 0) return y;
+  float* to = y.mutable_data_ptr<float>();
+  in_parallel(columns, rows_of_a_thread(x.size(1)),
+              [&](std::int64_t begin, std::int64_t end) { work(to, begin, end); });
+  return y;
+}
+
+// x [M, K] times a matrix [N, K], transposed, for up to kMostRows rows of x, in one pass over the weights and in
+// float32. few(x, M, y, begin, end): the products of all of x with rows [begin, end) of the matrix.
 template <typename Few>
 at::Tensor product_of_few(const at::Tensor& x, std::int64_t columns, const Few& few) {
-  const std::int64_t rows = x.size(0), depth = x.size(1);
   const at::Tensor wide = x.to(at::kFloat);
-  at::Tensor y = at::empty({rows, columns}, wide.options());
-  if (rows == 0) return y;
-  const float* from = wide.const_data_ptr<float>();
-  float* to = y.mutable_data_ptr<float>();
-  in_parallel(columns, rows_of_a_thread(depth),
-              [&](std::int64_t begin, std::int64_t end) { few(from, rows, to, begin, end); });
-  return y;
+  return by_columns(wide, columns, [&](float* to, std::int64_t begin, std::int64_t end) {
+    few(wide.const_data_ptr<float>(), wide.size(0), to, begin, end);
+  });
 }
 
 // The same of bfloat16 without widening it.
 at::Tensor product_of_bfloat16(const at::Tensor& x, const at::Tensor& weight) {
-  const std::int64_t rows = x.size(0), depth = x.size(1), columns = weight.size(0);
-  at::Tensor y = at::empty({rows, columns}, x.options().dtype(at::kFloat));
-  if (rows == 0) return y;
-  float* to = y.mutable_data_ptr<float>();
-  in_parallel(columns, rows_of_a_thread(depth), [&](std::int64_t begin, std::int64_t end) {
-    kernels::linear_bfloat16(bits_of(x), rows, depth, bits_of(weight), to, columns, begin, end);
+  const std::int64_t columns = weight.size(0);
+  return by_columns(x, columns, [&](float* to, std::int64_t begin, std::int64_t end) {
+    kernels::linear_bfloat16(bits_of(x), x.size(0), x.size(1), bits_of(weight), to, columns, begin, end);
   });
-  return y;
 }
 
 // x [..., K] as contiguous [M, K].
@@ -105,8 +107,8 @@ struct Quantized {
   std::int64_t columns, depth, group;
 };
 
-// The same for one row of x of 16 bits and a quantised matrix, by integers where there are products of them and x is
-// finite; else an undefined tensor. one(row, y, begin, end): the products of the row.
+// One row of x of 16 bits, [1, K], times a quantised matrix, by integers where there are products of them and x is
+// finite; else an undefined tensor. one(row, y, begin, end): the products of the row with rows [begin, end).
 template <typename One>
 at::Tensor product_of_one(const at::Tensor& x, const Quantized& m, const One& one) {
   if (x.size(0) != 1 || x.scalar_type() == at::kFloat || !kernels::takes_quantized_row(m.bits, m.group)) return {};
@@ -118,11 +120,8 @@ at::Tensor product_of_one(const at::Tensor& x, const Quantized& m, const One& on
                              scales.mutable_data_ptr<float>())) {
     return {};
   }
-  at::Tensor y = at::empty({1, m.columns}, wide.options());
-  float* to = y.mutable_data_ptr<float>();
-  in_parallel(m.columns, rows_of_a_thread(m.depth),
-              [&](std::int64_t begin, std::int64_t end) { one(row, to, begin, end); });
-  return y;
+  return by_columns(wide, m.columns,
+                    [&](float* to, std::int64_t begin, std::int64_t end) { one(row, to, begin, end); });
 }
 
 // A quantised matrix times x [..., K]. `one` and `few` as above; widen(begin, end, out) for out of float and of
@@ -131,13 +130,12 @@ template <typename One, typename Few, typename Widen>
 at::Tensor quantized_product(const at::Tensor& x, const Quantized& m, const One& one, const Few& few,
                              const Widen& widen) {
   const at::Tensor rows = flat(x, m.depth);
-  const std::int64_t columns = m.columns;
   if (const at::Tensor y = product_of_one(rows, m, one); y.defined()) return shaped(y, x);
-  if (rows.size(0) <= kernels::kMostRows) return shaped(product_of_few(rows, columns, few), x);
+  if (rows.size(0) <= kernels::kMostRows) return shaped(product_of_few(rows, m.columns, few), x);
   if (x.scalar_type() == at::kBFloat16 && kernels::multiplies_bfloat16()) {
-    return shaped(product_of_many<std::uint16_t>(rows, columns, widen), x);
+    return shaped(product_of_many<std::uint16_t>(rows, m.columns, widen), x);
   }
-  return shaped(product_of_many<float>(rows.to(at::kFloat), columns, widen), x);
+  return shaped(product_of_many<float>(rows.to(at::kFloat), m.columns, widen), x);
 }
 
 }  // namespace

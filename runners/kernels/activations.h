@@ -12,10 +12,11 @@ struct Activations {
   std::int64_t y_stride;
 };
 
-/// Where some rows of y go: M of them, y[m * stride + n].
+/// Where some rows of y go: M of them, y[m * stride + n], in place of what is there or added to it.
 struct Output {
   float* y;
   std::int64_t stride, M;
+  bool adds;
 };
 
 }  // namespace nanochat_x::kernels

@@ -106,7 +106,7 @@ void attend_heads(D d, const float* q, std::int64_t q_stride, std::int64_t heads
     const auto* values = static_cast<const Stored*>(run.v);
     for (std::int64_t begin = 0; begin < run.count; begin += kBlock) {
       const std::int64_t count = std::min(kBlock, run.count - begin);
-      const Plain<D, Stored> keys{static_cast<const Stored*>(run.k) + begin * width, width};
+      const Plain<D, Stored> keys{static_cast<const Stored*>(run.k) + begin * width, width, width};
       product(d, keys, {q, q_stride, heads, width, scores[0], kBlock}, 0, count);
       for (std::int64_t h = 0; h < heads; ++h) {
         kept[h] = soften(d, scale, count, scores[h], states[h]);

@@ -2,7 +2,8 @@
 //
 // A row is `groups()` groups of `steps()` steps; a step yields two vectors, of the values at `at(group, step)` and at
 // `apart()` behind them. Of group<true>(...) Group::raw gives what is stored, to be multiplied by `scale` once a group;
-// of group<false>(...) Group::values gives the weights themselves. kScaled says that raw is no weight yet.
+// of group<false>(...) Group::values gives the weights themselves. kScaled says that raw is no weight yet. bytes(row)
+// is where a row begins, of which a step reads kStepBytes. part(k, count) is some columns, of what is not kScaled.
 #if defined(NANOCHAT_X_KERNELS_FORMATS_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef NANOCHAT_X_KERNELS_FORMATS_INL_H
 #undef NANOCHAT_X_KERNELS_FORMATS_INL_H
@@ -46,8 +47,9 @@ HWY_INLINE Vector<D> load(D d, const Half* p) {
 template <class D, class Stored>
 struct Plain {
   static constexpr bool kScaled = false;
+  static constexpr std::int64_t kStepBytes = 2 * kLanes<D> * static_cast<std::int64_t>(sizeof(Stored));
   const Stored* w;
-  std::int64_t K;
+  std::int64_t K, stride;
 
   struct Group {
     const Stored* p;
@@ -58,6 +60,9 @@ struct Plain {
     HWY_INLINE void values(D d, std::int64_t step, Vector<D>& a, Vector<D>& b) const { raw(d, step, a, b); }
   };
 
+  HWY_INLINE const void* bytes(std::int64_t row) const { return w + row * stride; }
+  /// Columns [k, k + count) of each row.
+  HWY_INLINE Plain part(std::int64_t k, std::int64_t count) const { return {w + k, count, stride}; }
   HWY_INLINE std::int64_t groups() const { return 1; }
   HWY_INLINE std::int64_t steps() const { return K / (2 * kLanes<D>); }
   HWY_INLINE std::int64_t at(std::int64_t, std::int64_t step) const { return 2 * kLanes<D> * step; }
@@ -65,13 +70,13 @@ struct Plain {
   HWY_INLINE std::int64_t rest() const { return K % (2 * kLanes<D>); }
   template <bool kRaw>
   HWY_INLINE Group group(std::int64_t row, std::int64_t) const {
-    return {w + row * K};
+    return {w + row * stride};
   }
 
   /// As a step, of the rest of a row and zeros behind it.
   HWY_INLINE void rest_values(D d, std::int64_t row, Vector<D>& a, Vector<D>& b) const {
     Stored padded[2 * kLanes<D>] = {};
-    std::copy_n(w + (row + 1) * K - rest(), rest(), padded);
+    std::copy_n(w + row * stride + K - rest(), rest(), padded);
     Group{padded}.values(d, 0, a, b);
   }
 };
@@ -82,11 +87,11 @@ HWY_INLINE void with_plain(std::int64_t K, const void* w, Type type, Use use) {
   using D = hn::ScalableTag<float>;
   switch (type) {
     case Type::float32:
-      return use(Plain<D, float>{static_cast<const float*>(w), K});
+      return use(Plain<D, float>{static_cast<const float*>(w), K, K});
     case Type::bfloat16:
-      return use(Plain<D, hwy::bfloat16_t>{static_cast<const hwy::bfloat16_t*>(w), K});
+      return use(Plain<D, hwy::bfloat16_t>{static_cast<const hwy::bfloat16_t*>(w), K, K});
     case Type::float16:
-      return use(Plain<D, hwy::float16_t>{static_cast<const hwy::float16_t*>(w), K});
+      return use(Plain<D, hwy::float16_t>{static_cast<const hwy::float16_t*>(w), K, K});
   }
 }
 
@@ -103,6 +108,7 @@ struct Grouped {
 template <class D>
 struct Int8 : Grouped<D> {
   static constexpr bool kScaled = true;
+  static constexpr std::int64_t kStepBytes = 2 * kLanes<D>;
   const std::int8_t* q;
   const std::uint16_t* scales;
 
@@ -124,6 +130,8 @@ struct Int8 : Grouped<D> {
     }
   };
 
+  HWY_INLINE const void* bytes(std::int64_t row) const { return q + row * this->K; }
+  HWY_INLINE const Int8& part(std::int64_t, std::int64_t) const { return *this; }
   HWY_INLINE std::int64_t steps() const { return this->group_size / (2 * kLanes<D>); }
   HWY_INLINE std::int64_t at(std::int64_t g, std::int64_t step) const {
     return g * this->group_size + 2 * kLanes<D> * step;
@@ -140,6 +148,7 @@ struct Int8 : Grouped<D> {
 template <class D, bool kTable = (HWY_TARGET <= HWY_AVX3 && kLanes<D> == 16)>
 struct Int4 : Grouped<D> {
   static constexpr bool kScaled = true;
+  static constexpr std::int64_t kStepBytes = kLanes<D>;
   const std::uint8_t* q;
   const std::uint16_t* scales;
   const std::uint8_t* zeros;
@@ -179,6 +188,8 @@ struct Int4 : Grouped<D> {
     }
   };
 
+  HWY_INLINE const void* bytes(std::int64_t row) const { return q + row * (this->K / 2); }
+  HWY_INLINE const Int4& part(std::int64_t, std::int64_t) const { return *this; }
   HWY_INLINE std::int64_t steps() const { return this->group_size / (2 * kLanes<D>); }
   HWY_INLINE std::int64_t at(std::int64_t g, std::int64_t step) const {
     return g * this->group_size + kLanes<D> * step;

@@ -6,7 +6,6 @@
 #define NANOCHAT_X_KERNELS_LINEAR_INL_H
 #endif
 
-#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <algorithm>
@@ -14,6 +13,7 @@
 #include <type_traits>
 
 #include "activations.h"
+#include "ahead.h"
 #include "formats-inl.h"
 #include "packed.h"
 #include "sums-inl.h"
@@ -25,7 +25,7 @@ namespace HWY_NAMESPACE {
 /// y[m, row + r] for R rows of w and M of x at once: each vector of w is used for all rows of x, and each of x for all
 /// rows of w.
 template <int R, int M, class D, class Format>
-HWY_INLINE void tile(D d, const Format& f, const float* x, const Output& to, std::int64_t row) {
+HWY_INLINE void tile(D d, const Format& f, const float* x, const Output& to, std::int64_t row, Ahead& ahead) {
   // One row of x alone would leave too few sums in flight: those of both vectors of a step are kept apart. It also
   // makes it worth while to scale sums rather than weights.
   constexpr bool kAlone = M == 1;
@@ -51,11 +51,17 @@ HWY_INLINE void tile(D d, const Format& f, const float* x, const Output& to, std
     }
   };
 
+  Ahead next(f.bytes(row + R), f.bytes(row + 2 * R), R * Format::kStepBytes);
   Vector<D> w[R][2];
   for (std::int64_t g = 0; g < f.groups(); ++g) {
     typename Format::Group group[R];
     for (int r = 0; r < R; ++r) group[r] = f.template group<kLate>(row + r, g);
     for (std::int64_t step = 0; step < f.steps(); ++step) {
+      if constexpr (Format::kScaled) {
+        next.template fetch<3>();
+      } else if constexpr (R > 1) {
+        ahead.template fetch<2>();
+      }
       for (int r = 0; r < R; ++r) {
         if constexpr (kLate) {
           group[r].raw(d, step, w[r][0], w[r][1]);
@@ -88,58 +94,83 @@ HWY_INLINE void tile(D d, const Format& f, const float* x, const Output& to, std
   }
   for (int i = 0; i < kResults; i += 4) sums_of_lanes(d, all[i], all[i + 1], all[i + 2], all[i + 3], results + i);
   for (int m = 0; m < std::min<std::int64_t>(M, to.M); ++m) {
-    for (int r = 0; r < R; ++r) to.y[m * to.stride + row + r] = results[r * M + m];
+    for (int r = 0; r < R; ++r) {
+      float& y = to.y[m * to.stride + row + r];
+      y = to.adds ? y + results[r * M + m] : results[r * M + m];
+    }
   }
 }
 
 /// M rows of x, packed, and rows [begin, end) of w, R at a time.
 template <int R, int M, class D, class Format>
-HWY_NOINLINE void tiles(D d, const Format& f, const float* x, const Output& to, std::int64_t begin, std::int64_t end) {
+HWY_NOINLINE void tiles(D d, const Format& f, const float* x, const Output& to, std::int64_t begin, std::int64_t end,
+                        Ahead& ahead) {
   std::int64_t row = begin;
-  for (; row + R <= end; row += R) tile<R, M>(d, f, x, to, row);
-  for (; row < end; ++row) tile<1, M>(d, f, x, to, row);
+  for (; row + R <= end; row += R) tile<R, M>(d, f, x, to, row, ahead);
+  for (; row < end; ++row) tile<1, M>(d, f, x, to, row, ahead);
 }
+
+/// Rows of w of most tiles.
+constexpr std::int64_t kUsualRows = 4;
+
+/// Rows of x that are computed together at most. Weights that are already numbers are read again for the next rows,
+/// from the cache, in which the fewer rows of x leave room; others are made numbers for as many as registers hold sums
+/// for.
+template <class Format>
+constexpr std::int64_t kTogether = Format::kScaled ? 8 : 4;
 
 /// Rows of x that are computed together where there are M: what there are tiles for.
 inline std::int64_t rows_together(std::int64_t M) { return M <= 2 ? M : M <= 4 ? 4 : 8; }
 
 /// The sizes of tiles are what registers hold: 32, or the 16 of AVX2.
 template <class D, class Format>
-void product_of_packed(D d, const Format& f, const float* x, const Output& to, std::int64_t begin, std::int64_t end) {
+void product_of_packed(D d, const Format& f, const float* x, const Output& to, std::int64_t begin, std::int64_t end,
+                       Ahead& ahead) {
   constexpr bool kMany = kLanes<D> == 16;
   switch (rows_together(to.M)) {
     case 1:
-      return tiles<4, 1>(d, f, x, to, begin, end);
+      return tiles<kUsualRows, 1>(d, f, x, to, begin, end, ahead);
     case 2:
-      return tiles<4, 2>(d, f, x, to, begin, end);
+      return tiles<kUsualRows, 2>(d, f, x, to, begin, end, ahead);
     case 4:
-      return tiles<kMany ? 4 : 2, 4>(d, f, x, to, begin, end);
+      return tiles<kMany ? kUsualRows : 2, 4>(d, f, x, to, begin, end, ahead);
     default:
-      return tiles<kMany ? 3 : 1, 8>(d, f, x, to, begin, end);
+      if constexpr (kTogether<Format> == 8) return tiles<kMany ? 3 : 1, 8>(d, f, x, to, begin, end, ahead);
   }
 }
 
 /// All of x with rows [begin, end) of w.
 template <class D, class Format>
 void product(D d, const Format& f, const Activations& to, std::int64_t begin, std::int64_t end) {
-  constexpr std::int64_t kTogether = 8;
-  constexpr std::int64_t kRows = 24;  // of w, which stay in the cache until all of x is done; a multiple of each R
-  const Packed packed(to, kTogether, kLanes<D>, rows_together);
-  for (; begin < end; begin += kRows) {
-    const std::int64_t stop = std::min(end, begin + kRows);
-    for (std::int64_t m = 0; m < to.M; m += kTogether) {
-      const Output out{to.y + m * to.y_stride, to.y_stride, std::min(kTogether, to.M - m)};
-      product_of_packed(d, f, packed.from(m), out, begin, stop);
-    }
+  const Packed packed(to, kTogether<Format>, kLanes<D>, rows_together);
+  if (to.M == 1 && !Format::kScaled) {
+    // Nothing is gained by rows side by side: w is read as it lies.
+    Ahead none(nullptr, nullptr, 0);
+    return tiles<1, 1>(d, f, packed.from(0), {to.y, to.y_stride, 1, false}, begin, end, none);
   }
+  // Of a row, so much at a time that what a tile reads stays in the first cache: 4 rows of each take 24 KiB.
+  constexpr std::int64_t kDepth = 768;
+  const std::int64_t depth = Format::kScaled ? to.K : kDepth;
+  const std::int64_t passes = (to.M + kTogether<Format> - 1) / kTogether<Format>;
+  in_blocks(begin, end, [&](std::int64_t from, std::int64_t stop, std::int64_t next) HWY_ATTR {
+    Ahead ahead(f.bytes(stop), f.bytes(next), kUsualRows * Format::kStepBytes / passes);
+    for (std::int64_t k = 0; k < to.K; k += depth) {
+      const Format part = f.part(k, std::min(depth, to.K - k));
+      for (std::int64_t m = 0; m < to.M; m += kTogether<Format>) {
+        const Output out{to.y + m * to.y_stride, to.y_stride, std::min(kTogether<Format>, to.M - m), k > 0};
+        product_of_packed(d, part, packed.from(m) + k * rows_together(out.M), out, from, stop, ahead);
+      }
+    }
+  });
 }
 
 /// The same for what is rare: less code, one row of x after the other.
 template <class D, class Format>
 void product_by_rows(D d, const Format& f, const Activations& to, std::int64_t begin, std::int64_t end) {
+  Ahead none(nullptr, nullptr, 0);
   for (std::int64_t m = 0; m < to.M; ++m) {
-    const Output out{to.y + m * to.y_stride, to.y_stride, 1};
-    tiles<2, 1>(d, f, to.x + m * to.x_stride, out, begin, end);
+    const Output out{to.y + m * to.y_stride, to.y_stride, 1, false};
+    tiles<2, 1>(d, f, to.x + m * to.x_stride, out, begin, end, none);
   }
 }
 

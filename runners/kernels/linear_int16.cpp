@@ -10,7 +10,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
+#include "ahead.h"
 #include "checks.h"
 #include "formats-inl.h"
 #include "kernels.h"
@@ -53,6 +55,8 @@ bool quantize(const float* x, std::int64_t K, std::int64_t group, std::int16_t* 
 /// A row of int8. kOne: a group is one vector.
 template <bool kOne>
 struct Bytes {
+  static constexpr std::int64_t kBits = 8;
+  static constexpr int kTogether = 1;  // rows: bound by memory, which is read best as it lies
   const std::int8_t* p;
   std::int64_t group;
 
@@ -80,6 +84,8 @@ constexpr Meanings kMeanings;
 /// A row of 4 bits. kOne: a group is one vector, made of both halves of its bytes.
 template <bool kOne>
 struct Nibbles {
+  static constexpr std::int64_t kBits = 4;
+  static constexpr int kTogether = 4;  // rows: bound by arithmetic
   const std::uint8_t* p;
   const std::uint8_t* zeros;
   std::int64_t group;
@@ -123,6 +129,9 @@ template <int R, class Row>
 HWY_INLINE void tile(const Row (&w)[R], const QuantizedRow& x, std::int64_t groups, std::int64_t group,
                      const std::uint16_t* scales, float* y) {
   const Floats floats;
+  const std::int64_t bytes = R * groups * group * Row::kBits / 8;
+  const auto* const behind = reinterpret_cast<const char*>(w[0].p) + bytes;
+  Ahead next(behind, behind + bytes, bytes / groups);
   constexpr std::int64_t kTogether = 64;  // groups whose scales are multiplied at once
   hn::Vec<Floats> total[4];
   for (auto& t : total) t = hn::Zero(floats);
@@ -140,6 +149,7 @@ HWY_INLINE void tile(const Row (&w)[R], const QuantizedRow& x, std::int64_t grou
     }
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int16_t* of_x = x.q + (first + i) * group;
+      if constexpr (R > 1) next.fetch<3>();
       for (int r = 0; r < R; ++r) {
         auto even = hn::Zero(Words()), odd = hn::Zero(Words());
         w[r].each(first + i, [&](std::int64_t offset, hn::Vec<Halves> weights) HWY_ATTR {
@@ -159,14 +169,16 @@ template <class MakeRow>
 HWY_INLINE void product(const MakeRow& row, const QuantizedRow& x, std::int64_t groups, std::int64_t group,
                         const std::uint16_t* scales, float* y, std::int64_t begin, std::int64_t end) {
   using Row = decltype(row(begin));
-  for (; begin + 4 <= end; begin += 4) {
-    const Row rows[4] = {row(begin), row(begin + 1), row(begin + 2), row(begin + 3)};
-    tile(rows, x, groups, group, scales + begin * groups, y + begin);
-  }
-  for (; begin < end; ++begin) {
-    const Row rows[1] = {row(begin)};
-    tile(rows, x, groups, group, scales + begin * groups, y + begin);
-  }
+  const auto tiles_of = [&](auto count) HWY_ATTR {
+    constexpr int R = count;
+    for (; begin + R <= end; begin += R) {
+      Row rows[R];
+      for (int r = 0; r < R; ++r) rows[r] = row(begin + r);
+      tile(rows, x, groups, group, scales + begin * groups, y + begin);
+    }
+  };
+  tiles_of(std::integral_constant<int, Row::kTogether>());
+  tiles_of(std::integral_constant<int, 1>());
 }
 
 bool takes_int8(std::int64_t group) { return group % kHalves == 0; }

@@ -71,6 +71,23 @@ TEST_CASE("linear: all types, any length of row, 1 to 16 rows of x") {
   });
 }
 
+TEST_CASE("linear: rows of w and columns that are computed in several blocks") {
+  with_each_instruction_set([] {
+    for (const Format format : {Format::float32, Format::bfloat16, Format::float16}) {
+      for (const std::int64_t K : {768, 800, 1545}) {
+        const Weights w = random_weights(format, 61, K, 1, 8);
+        for (const std::int64_t M : {1, 2, 3, 4, 5, 8, 11, 16}) {
+          CAPTURE(name_of(format));
+          CAPTURE(K);
+          CAPTURE(M);
+          const std::vector<float> x = rows_of_x(M, K);
+          CHECK(wrong(w, x, M, product(w, x, M)) == 0);
+        }
+      }
+    }
+  });
+}
+
 TEST_CASE("linear: quantised weights, groups that are and are no multiple of a vector") {
   with_each_instruction_set([] {
     for (const Format format : {Format::int8, Format::int4}) {

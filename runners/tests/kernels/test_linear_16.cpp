@@ -187,7 +187,7 @@ TEST_CASE("bfloat16 with bfloat16: any length of row, 1 to 16 rows of x") {
     MESSAGE("skipped: this processor does not multiply bfloat16");
     return;
   }
-  for (const std::int64_t K : {1, 2, 31, 32, 33, 63, 64, 65, 100, 771}) {
+  for (const std::int64_t K : {1, 2, 31, 32, 33, 63, 64, 65, 100, 771, 1536, 1545}) {
     for (std::int64_t M = 1; M <= kernels::kMostRows; ++M) {
       CAPTURE(K);
       CAPTURE(M);

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace nanochat_x::kernels {
+
+/// Rows of w that are computed before the next are: they stay in a core's cache until all of x is done. A multiple of
+/// each tile's rows.
+inline constexpr std::int64_t kRowsOfBlock = 24;
+
+/// Asks for what is computed with next, a few lines with each step of what is computed now. A tile reads its rows side
+/// by side, and processors do not follow that as well as memory which is read from one end to the other (half to two
+/// thirds of the speed, on a Zen 4): so they are asked for in the order in which they lie.
+class Ahead {
+ public:
+  /// [begin, end) is what comes next, in bytes; each step asks for `bytes` of it, as whole lines. `locality`: of the
+  /// cache that it is to come to, 3 for the first and 2 for the second.
+  Ahead(const void* begin, const void* end, std::int64_t bytes)
+      : at_(static_cast<const char*>(begin)),
+        end_(static_cast<const char*>(end)),
+        bytes_((bytes + kLine - 1) / kLine * kLine) {}
+
+  template <int locality>
+  void fetch() {
+#ifdef __GNUC__
+    const char* const stop = std::min(end_, at_ + bytes_);
+    for (; at_ < stop; at_ += kLine) __builtin_prefetch(at_, 0, locality);
+#endif
+  }
+
+ private:
+  static constexpr std::int64_t kLine = 64;
+  const char* at_;
+  const char* end_;
+  std::int64_t bytes_;
+};
+
+/// Calls `work(from, stop, next)` for the blocks of rows [begin, end): rows [from, stop), behind which those before
+/// `next` are computed.
+template <class Work>
+void in_blocks(std::int64_t begin, std::int64_t end, Work work) {
+  for (; begin < end; begin += kRowsOfBlock) {
+    work(begin, std::min(end, begin + kRowsOfBlock), std::min(end, begin + 2 * kRowsOfBlock));
+  }
+}
+
+}  // namespace nanochat_x::kernels
