@@ -13,7 +13,7 @@
 #include <type_traits>
 
 #include "activations.h"
-#include "ahead.h"
+#include "blocks.h"
 #include "formats-inl.h"
 #include "packed.h"
 #include "sums-inl.h"
@@ -51,6 +51,7 @@ HWY_INLINE void tile(D d, const Format& f, const float* x, const Output& to, std
     }
   };
 
+  // Plain weights are asked for a block ahead. A tile of others is small: the next one, beside it.
   Ahead next(f.bytes(row + R), f.bytes(row + 2 * R), R * Format::kStepBytes);
   Vector<D> w[R][2];
   for (std::int64_t g = 0; g < f.groups(); ++g) {
@@ -58,7 +59,7 @@ HWY_INLINE void tile(D d, const Format& f, const float* x, const Output& to, std
     for (int r = 0; r < R; ++r) group[r] = f.template group<kLate>(row + r, g);
     for (std::int64_t step = 0; step < f.steps(); ++step) {
       if constexpr (Format::kScaled) {
-        next.template fetch<3>();
+        next.template fetch<1>();
       } else if constexpr (R > 1) {
         ahead.template fetch<2>();
       }
@@ -145,12 +146,10 @@ void product(D d, const Format& f, const Activations& to, std::int64_t begin, st
   const Packed packed(to, kTogether<Format>, kLanes<D>, rows_together);
   if (to.M == 1 && !Format::kScaled) {
     // Nothing is gained by rows side by side: w is read as it lies.
-    Ahead none(nullptr, nullptr, 0);
+    Ahead none;
     return tiles<1, 1>(d, f, packed.from(0), {to.y, to.y_stride, 1, false}, begin, end, none);
   }
-  // Of a row, so much at a time that what a tile reads stays in the first cache: 4 rows of each take 24 KiB.
-  constexpr std::int64_t kDepth = 768;
-  const std::int64_t depth = Format::kScaled ? to.K : kDepth;
+  const std::int64_t depth = Format::kScaled ? to.K : kBytesOfPart / static_cast<std::int64_t>(sizeof(float));
   const std::int64_t passes = (to.M + kTogether<Format> - 1) / kTogether<Format>;
   in_blocks(begin, end, [&](std::int64_t from, std::int64_t stop, std::int64_t next) HWY_ATTR {
     Ahead ahead(f.bytes(stop), f.bytes(next), kUsualRows * Format::kStepBytes / passes);
@@ -167,7 +166,7 @@ void product(D d, const Format& f, const Activations& to, std::int64_t begin, st
 /// The same for what is rare: less code, one row of x after the other.
 template <class D, class Format>
 void product_by_rows(D d, const Format& f, const Activations& to, std::int64_t begin, std::int64_t end) {
-  Ahead none(nullptr, nullptr, 0);
+  Ahead none;
   for (std::int64_t m = 0; m < to.M; ++m) {
     const Output out{to.y + m * to.y_stride, to.y_stride, 1, false};
     tiles<2, 1>(d, f, to.x + m * to.x_stride, out, begin, end, none);

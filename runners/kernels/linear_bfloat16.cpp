@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "activations.h"
-#include "ahead.h"
+#include "blocks.h"
 #include "checks.h"
 #include "kernels.h"
 
@@ -143,11 +143,10 @@ void linear_bfloat16(const std::uint16_t* x, std::int64_t M, std::int64_t K, con
   if (!multiplies_bfloat16()) throw Error("this processor does not multiply bfloat16");
   if (M == 1) {
     // Nothing is gained by rows side by side: w is read as it lies.
-    Ahead none(nullptr, nullptr, 0);
+    Ahead none;
     return tiles<1, 1>({x, w, K, K}, {y, y_stride, 1, false}, begin, end, none);
   }
-  // Of a row, so much at a time that what a tile reads stays in the first cache: 4 rows of each take 24 KiB.
-  constexpr std::int64_t kDepth = 1536;
+  constexpr std::int64_t kDepth = kBytesOfPart / static_cast<std::int64_t>(sizeof(std::uint16_t));
   in_blocks(begin, end, [&](std::int64_t from, std::int64_t stop, std::int64_t next) {
     Ahead ahead(w + stop * K, w + next * K, 4 * kLanes * 2 / ((M + 3) / 4));
     for (std::int64_t k = 0; k < K; k += kDepth) {

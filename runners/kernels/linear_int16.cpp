@@ -12,7 +12,7 @@
 #include <cmath>
 #include <type_traits>
 
-#include "ahead.h"
+#include "blocks.h"
 #include "checks.h"
 #include "formats-inl.h"
 #include "kernels.h"
@@ -56,7 +56,7 @@ bool quantize(const float* x, std::int64_t K, std::int64_t group, std::int16_t* 
 template <bool kOne>
 struct Bytes {
   static constexpr std::int64_t kBits = 8;
-  static constexpr int kTogether = 1;  // rows: bound by memory, which is read best as it lies
+  static constexpr int kRows = 1;  // rows: bound by memory, which is read best as it lies
   const std::int8_t* p;
   std::int64_t group;
 
@@ -85,7 +85,7 @@ constexpr Meanings kMeanings;
 template <bool kOne>
 struct Nibbles {
   static constexpr std::int64_t kBits = 4;
-  static constexpr int kTogether = 4;  // rows: bound by arithmetic
+  static constexpr int kRows = 4;  // rows: bound by arithmetic
   const std::uint8_t* p;
   const std::uint8_t* zeros;
   std::int64_t group;
@@ -129,9 +129,12 @@ template <int R, class Row>
 HWY_INLINE void tile(const Row (&w)[R], const QuantizedRow& x, std::int64_t groups, std::int64_t group,
                      const std::uint16_t* scales, float* y) {
   const Floats floats;
-  const std::int64_t bytes = R * groups * group * Row::kBits / 8;
-  const auto* const behind = reinterpret_cast<const char*>(w[0].p) + bytes;
-  Ahead next(behind, behind + bytes, bytes / groups);
+  Ahead next;  // one row after the other needs none
+  if constexpr (R > 1) {
+    const std::int64_t step = R * group * Row::kBits / 8;
+    const auto* const behind = reinterpret_cast<const char*>(w[0].p) + groups * step;
+    next = Ahead(behind, behind + groups * step, step);
+  }
   constexpr std::int64_t kTogether = 64;  // groups whose scales are multiplied at once
   hn::Vec<Floats> total[4];
   for (auto& t : total) t = hn::Zero(floats);
@@ -149,7 +152,7 @@ HWY_INLINE void tile(const Row (&w)[R], const QuantizedRow& x, std::int64_t grou
     }
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int16_t* of_x = x.q + (first + i) * group;
-      if constexpr (R > 1) next.fetch<3>();
+      next.fetch<1>();
       for (int r = 0; r < R; ++r) {
         auto even = hn::Zero(Words()), odd = hn::Zero(Words());
         w[r].each(first + i, [&](std::int64_t offset, hn::Vec<Halves> weights) HWY_ATTR {
@@ -177,7 +180,7 @@ HWY_INLINE void product(const MakeRow& row, const QuantizedRow& x, std::int64_t 
       tile(rows, x, groups, group, scales + begin * groups, y + begin);
     }
   };
-  tiles_of(std::integral_constant<int, Row::kTogether>());
+  tiles_of(std::integral_constant<int, Row::kRows>());
   tiles_of(std::integral_constant<int, 1>());
 }
 

@@ -5,35 +5,41 @@
 
 namespace nanochat_x::kernels {
 
-/// Rows of w that are computed before the next are: they stay in a core's cache until all of x is done. A multiple of
-/// each tile's rows.
+/// Rows of w that are computed before the next are: they stay in a core's second cache until all of x is done. A
+/// multiple of each tile's rows.
 inline constexpr std::int64_t kRowsOfBlock = 24;
 
+/// Of a row of x, what is computed with at a time: four rows of that and four of w stay in the first cache, in 24 KiB.
+inline constexpr std::int64_t kBytesOfPart = 3072;
+
 /// Asks for what is computed with next, a few lines with each step of what is computed now. A tile reads its rows side
-/// by side, and processors do not follow that as well as memory which is read from one end to the other (half to two
-/// thirds of the speed, on a Zen 4): so they are asked for in the order in which they lie.
+/// by side, and processors do not follow that as well as memory which is read from one end to the other: so they are
+/// asked for in the order in which they lie.
 class Ahead {
  public:
-  /// [begin, end) is what comes next, in bytes; each step asks for `bytes` of it, as whole lines. `locality`: of the
-  /// cache that it is to come to, 3 for the first and 2 for the second.
+  /// Of nothing.
+  Ahead() = default;
+
+  /// [begin, end) is what comes next, in bytes; each step asks for `bytes` of it, as whole lines.
   Ahead(const void* begin, const void* end, std::int64_t bytes)
       : at_(static_cast<const char*>(begin)),
         end_(static_cast<const char*>(end)),
         bytes_((bytes + kLine - 1) / kLine * kLine) {}
 
-  template <int locality>
+  /// One step. `cache`: which of a core's it is to come to, 1 or 2.
+  template <int cache>
   void fetch() {
 #ifdef __GNUC__
     const char* const stop = std::min(end_, at_ + bytes_);
-    for (; at_ < stop; at_ += kLine) __builtin_prefetch(at_, 0, locality);
+    for (; at_ < stop; at_ += kLine) __builtin_prefetch(at_, 0, 4 - cache);
 #endif
   }
 
  private:
   static constexpr std::int64_t kLine = 64;
-  const char* at_;
-  const char* end_;
-  std::int64_t bytes_;
+  const char* at_ = nullptr;
+  const char* end_ = nullptr;
+  std::int64_t bytes_ = 0;
 };
 
 /// Calls `work(from, stop, next)` for the blocks of rows [begin, end): rows [from, stop), behind which those before
