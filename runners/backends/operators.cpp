@@ -111,15 +111,12 @@ struct Quantized {
 // finite; else an undefined tensor. one(row, y, begin, end): the products of the row with rows [begin, end).
 template <typename One>
 at::Tensor product_of_one(const at::Tensor& x, const Quantized& m, const One& one) {
-  if (x.size(0) != 1 || x.scalar_type() == at::kFloat || !kernels::takes_quantized_row(m.bits, m.group)) return {};
+  if (x.size(0) != 1 || x.scalar_type() == at::kFloat) return {};
+  const auto layout = kernels::QuantizedRow::best(m.bits, m.group);
+  if (!layout) return {};
   const at::Tensor wide = x.to(at::kFloat);
-  const at::Tensor integers = at::empty({m.depth}, x.options().dtype(at::kShort)),
-                   scales = at::empty({m.depth / m.group}, wide.options());
-  const kernels::QuantizedRow row{integers.const_data_ptr<std::int16_t>(), scales.const_data_ptr<float>()};
-  if (!kernels::quantize_row(wide.const_data_ptr<float>(), m.depth, m.group, integers.mutable_data_ptr<std::int16_t>(),
-                             scales.mutable_data_ptr<float>())) {
-    return {};
-  }
+  const kernels::QuantizedRow row(wide.const_data_ptr<float>(), m.depth, m.group, m.bits, *layout);
+  if (!row.finite()) return {};
   return by_columns(wide, m.columns,
                     [&](float* to, std::int64_t begin, std::int64_t end) { one(row, to, begin, end); });
 }
@@ -171,7 +168,7 @@ at::Tensor linear_int8(const at::Tensor& x, const at::Tensor& weight, const at::
   return quantized_product(
       x, m,
       [&](const kernels::QuantizedRow& row, float* to, std::int64_t begin, std::int64_t end) {
-        kernels::linear_int8(row, m.depth, values, bits_of(s), m.group, to, begin, end);
+        kernels::linear_int8(row, values, bits_of(s), to, begin, end);
       },
       [&](const float* from, std::int64_t rows, float* to, std::int64_t begin, std::int64_t end) {
         kernels::linear_int8(from, rows, m.depth, values, bits_of(s), m.group, to, m.columns, begin, end);
@@ -192,7 +189,7 @@ at::Tensor linear_int4(const at::Tensor& x, const at::Tensor& weight, const at::
   return quantized_product(
       x, m,
       [&](const kernels::QuantizedRow& row, float* to, std::int64_t begin, std::int64_t end) {
-        kernels::linear_int4(row, m.depth, values, bits_of(s), offsets, m.group, to, begin, end);
+        kernels::linear_int4(row, values, bits_of(s), offsets, to, begin, end);
       },
       [&](const float* from, std::int64_t rows, float* to, std::int64_t begin, std::int64_t end) {
         kernels::linear_int4(from, rows, m.depth, values, bits_of(s), offsets, m.group, to, m.columns, begin, end);

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
@@ -126,16 +127,23 @@ std::vector<Case> products(const Options& options, Memory& memory) {
       });
     }
     if (M > 1) continue;
-    const kernels::QuantizedRow row{reinterpret_cast<const std::int16_t*>(w), x};
-    if (kernels::takes_quantized_row(8, group)) {
-      add("int16 x int8", 1 + 2 / a_group, [=](std::int64_t, float* y, std::int64_t begin, std::int64_t end) {
-        kernels::linear_int8(row, K, reinterpret_cast<const std::int8_t*>(w), scales, group, y, begin, end);
-      });
-    }
-    if (kernels::takes_quantized_row(4, group)) {
-      add("int16 x int4", 0.5 + 3 / a_group, [=](std::int64_t, float* y, std::int64_t begin, std::int64_t end) {
-        kernels::linear_int4(row, K, w, scales, zeros, group, y, begin, end);
-      });
+    for (const auto& [layout, of] : {std::pair(kernels::QuantizedRow::Layout::words, "int16 x "),
+                                     std::pair(kernels::QuantizedRow::Layout::bytes, "2 bytes x ")}) {
+      const auto row_for = [&, how = layout](int bits) {
+        return std::make_shared<const kernels::QuantizedRow>(x, K, group, bits, how);
+      };
+      if (kernels::QuantizedRow::takes(layout, 8, group)) {
+        add((of + std::string("int8")).c_str(), 1 + 2 / a_group,
+            [=, row = row_for(8)](std::int64_t, float* y, std::int64_t begin, std::int64_t end) {
+              kernels::linear_int8(*row, reinterpret_cast<const std::int8_t*>(w), scales, y, begin, end);
+            });
+      }
+      if (kernels::QuantizedRow::takes(layout, 4, group)) {
+        add((of + std::string("int4")).c_str(), 0.5 + 3 / a_group,
+            [=, row = row_for(4)](std::int64_t, float* y, std::int64_t begin, std::int64_t end) {
+              kernels::linear_int4(*row, w, scales, zeros, y, begin, end);
+            });
+      }
     }
   }
   return cases;

@@ -1,8 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 /// Products and attention of one-token steps and small batches, for CPUs: what reads the weights once and is bounded by
 /// how fast memory can be read. Instructions (AVX2, AVX-512, NEON; without them plain ones) are chosen at run time.
@@ -37,26 +39,57 @@ void linear_int4(const float* x, std::int64_t M, std::int64_t K, const std::uint
                  const std::uint8_t* zeros, std::int64_t group, float* y, std::int64_t y_stride, std::int64_t begin,
                  std::int64_t end);
 
-/// A row of x in integers: x[k] is about q[k] * scales[k / group].
-struct QuantizedRow {
-  const std::int16_t* q;
-  const float* scales;
+/// A row of x in integers of 16 bits, for one product: x[k] is about q()[k] * scales()[k / group].
+class QuantizedRow {
+ public:
+  /// How the integers lie in memory: as they are, or in bytes, high and low, for AVX-512 VNNI.
+  enum class Layout { words, bytes };
+
+  /// A cache line of bytes.
+  struct alignas(64) Line {
+    std::int8_t bytes[64];
+  };
+
+  /// Whether there is a product of that layout with weights of `bits`, 8 or 4, in such groups on this machine.
+  static bool takes(Layout layout, int bits, std::int64_t group);
+
+  /// The faster layout of those that there are.
+  static std::optional<Layout> best(int bits, std::int64_t group);
+
+  /// x, float32 [K], each value to the nearest of 65,279 steps between its group's largest magnitude and its negative:
+  /// as near as 2^-15.99 of that magnitude. bits, group: of the weights; the layout must take them.
+  QuantizedRow(const float* x, std::int64_t K, std::int64_t group, int bits, Layout layout);
+
+  /// False if a value is NaN or infinite: there are no integers then, and no product.
+  bool finite() const { return finite_; }
+
+  std::int64_t size() const { return static_cast<std::int64_t>(q_.size()); }
+  std::int64_t group() const { return group_; }
+  int bits() const { return bits_; }
+  Layout layout() const { return layout_; }
+  const std::int16_t* q() const { return q_.data(); }
+  const float* scales() const { return scales_.data(); }
+  /// scales()[g] times the sum of the integers of group g.
+  const float* sums() const { return sums_.data(); }
+  /// For Layout::bytes; see linear_bytes.cpp.
+  const Line* lines() const { return lines_.data(); }
+
+ private:
+  std::int64_t group_;
+  int bits_;
+  Layout layout_;
+  std::vector<std::int16_t> q_;
+  std::vector<float> scales_, sums_;
+  std::vector<Line> lines_;
+  bool finite_;
 };
 
-/// x, float32 [K], into q [K] and scales [K / group]: each value to the nearest of 65,535 steps between its group's
-/// largest magnitude and its negative, so within 2^-16 of that magnitude. False, and nothing to be used, if a value is
-/// NaN or infinite. group: as for `linear_int8`.
-bool quantize_row(const float* x, std::int64_t K, std::int64_t group, std::int16_t* q, float* scales);
-
-/// Whether the two functions below take such groups, of weights in `bits`, 8 or 4, with the instructions chosen.
-bool takes_quantized_row(int bits, std::int64_t group);
-
-/// `linear_int8` and `linear_int4` of one row of x in integers. The sum of a group is exact; those of groups are added
-/// in float32.
-void linear_int8(const QuantizedRow& x, std::int64_t K, const std::int8_t* q, const std::uint16_t* scales,
-                 std::int64_t group, float* y, std::int64_t begin, std::int64_t end);
-void linear_int4(const QuantizedRow& x, std::int64_t K, const std::uint8_t* q, const std::uint16_t* scales,
-                 const std::uint8_t* zeros, std::int64_t group, float* y, std::int64_t begin, std::int64_t end);
+/// `linear_int8` and `linear_int4` of one row of x in integers, whose K and group are the weights'. What is summed in a
+/// group is exact; groups are added in float32.
+void linear_int8(const QuantizedRow& x, const std::int8_t* q, const std::uint16_t* scales, float* y, std::int64_t begin,
+                 std::int64_t end);
+void linear_int4(const QuantizedRow& x, const std::uint8_t* q, const std::uint16_t* scales, const std::uint8_t* zeros,
+                 float* y, std::int64_t begin, std::int64_t end);
 
 /// Whether this processor multiplies bfloat16 (AVX-512 BF16), and `linear_bfloat16` may be called.
 bool multiplies_bfloat16();

@@ -3,17 +3,12 @@
 #include <algorithm>
 
 #include "activations.h"
+#include "avx512.h"
 #include "blocks.h"
 #include "checks.h"
 #include "kernels.h"
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-// (gcc 12 takes a value that its own header leaves undefined on purpose for a mistake)
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
+#ifdef NANOCHAT_X_AVX512
 #define NANOCHAT_X_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
 #endif
 

@@ -1,5 +1,5 @@
-// One row of x in integers of 16 bits with weights of int8 and int4: twice the products an instruction that float32
-// has.
+// One row of x in integers of 16 bits with weights of int8 and int4, made such integers too: twice the products an
+// instruction that float32 has.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "linear_int16.cpp"
 #include "targets.h"
@@ -9,13 +9,11 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
-#include <cmath>
 #include <type_traits>
 
 #include "blocks.h"
-#include "checks.h"
 #include "formats-inl.h"
-#include "kernels.h"
+#include "integers.h"
 #include "sums-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -30,27 +28,6 @@ using Halves = hn::Rebind<std::int16_t, Words>;
 using Halves = hn::Repartition<std::int16_t, Words>;
 #endif
 constexpr std::int64_t kHalves = static_cast<std::int64_t>(hn::MaxLanes(Halves()));
-
-/// x in integers, a scale a group: the largest value of a group is 32767. False if one is NaN or infinite.
-bool quantize(const float* x, std::int64_t K, std::int64_t group, std::int16_t* q, float* scales) {
-  for (std::int64_t g = 0; g < K / group; ++g, x += group, q += group) {
-    float largest = 0;
-    bool finite = true;
-    for (std::int64_t i = 0; i < group; ++i) {
-      largest = std::max(largest, std::abs(x[i]));
-      finite = finite && std::isfinite(x[i]);
-    }
-    if (!finite) return false;
-    const float scale = largest / 32767;
-    // (of numbers so small that their scale is none, nothing is left)
-    const float inverse = scale > 0 ? 1 / scale : 0;
-    scales[g] = scale;
-    for (std::int64_t i = 0; i < group; ++i) {
-      q[i] = static_cast<std::int16_t>(std::lrint(std::clamp(x[i] * inverse, -32767.0F, 32767.0F)));
-    }
-  }
-  return true;
-}
 
 /// A row of int8. kOne: a group is one vector.
 template <bool kOne>
@@ -146,12 +123,12 @@ HWY_INLINE void tile(const Row (&w)[R], const QuantizedRow& x, std::int64_t grou
       std::int64_t i = 0;
       for (; i + kLanes<Floats> <= count; i += kLanes<Floats>) {
         const auto wide = load(floats, reinterpret_cast<const hwy::bfloat16_t*>(of_row) + i);
-        hn::Store(hn::Mul(wide, hn::LoadU(floats, x.scales + first + i)), floats, both[r] + i);
+        hn::Store(hn::Mul(wide, hn::LoadU(floats, x.scales() + first + i)), floats, both[r] + i);
       }
-      for (; i < count; ++i) both[r][i] = float_of(of_row[i]) * x.scales[first + i];
+      for (; i < count; ++i) both[r][i] = float_of(of_row[i]) * x.scales()[first + i];
     }
     for (std::int64_t i = 0; i < count; ++i) {
-      const std::int16_t* of_x = x.q + (first + i) * group;
+      const std::int16_t* of_x = x.q() + (first + i) * group;
       next.fetch<1>();
       for (int r = 0; r < R; ++r) {
         auto even = hn::Zero(Words()), odd = hn::Zero(Words());
@@ -203,16 +180,16 @@ HWY_NOINLINE void rows_of_int4(const QuantizedRow& x, std::int64_t K, const std:
   product(row, x, groups, group, scales, y, begin, end);
 }
 
-void integers_int8(const QuantizedRow& x, std::int64_t K, const std::int8_t* q, const std::uint16_t* scales,
-                   std::int64_t group, float* y, std::int64_t begin, std::int64_t end) {
-  if (group == kHalves) return rows_of_int8<true>(x, K, q, scales, group, y, begin, end);
-  rows_of_int8<false>(x, K, q, scales, group, y, begin, end);
-}
-
-void integers_int4(const QuantizedRow& x, std::int64_t K, const std::uint8_t* q, const std::uint16_t* scales,
-                   const std::uint8_t* zeros, std::int64_t group, float* y, std::int64_t begin, std::int64_t end) {
-  if (group == kHalves) return rows_of_int4<true>(x, K, q, scales, zeros, group, y, begin, end);
-  rows_of_int4<false>(x, K, q, scales, zeros, group, y, begin, end);
+void words(const QuantizedRow& x, const QuantizedWeights& w, float* y, std::int64_t begin, std::int64_t end) {
+  const std::int64_t K = x.size(), group = x.group();
+  const bool one = group == kHalves;
+  if (x.bits() == 8) {
+    const auto* q = reinterpret_cast<const std::int8_t*>(w.q);
+    return one ? rows_of_int8<true>(x, K, q, w.scales, group, y, begin, end)
+               : rows_of_int8<false>(x, K, q, w.scales, group, y, begin, end);
+  }
+  return one ? rows_of_int4<true>(x, K, w.q, w.scales, w.zeros, group, y, begin, end)
+             : rows_of_int4<false>(x, K, w.q, w.scales, w.zeros, group, y, begin, end);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -222,50 +199,17 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace nanochat_x::kernels {
 
-HWY_EXPORT(quantize);
 HWY_EXPORT(takes_int8);
 HWY_EXPORT(takes_int4);
-HWY_EXPORT(integers_int8);
-HWY_EXPORT(integers_int4);
+HWY_EXPORT(words);
 
-namespace {
-
-// A lane sums no more products than a group has weights, and int32 holds 512 of the largest.
-constexpr std::int64_t kLargestGroup = 512;
-
-void check_takes(bool takes, std::int64_t group) {
-  if (!takes) throw Error("no product of integers takes groups of " + std::to_string(group));
-}
-
-}  // namespace
-
-bool quantize_row(const float* x, std::int64_t K, std::int64_t group, std::int16_t* q, float* scales) {
-  check_width(K);
-  check_group(K, group);
-  return HWY_DYNAMIC_DISPATCH(quantize)(x, K, group, q, scales);
-}
-
-bool takes_quantized_row(int bits, std::int64_t group) {
-  if (group > kLargestGroup) return false;
+bool takes_words(int bits, std::int64_t group) {
   return bits == 8 ? HWY_DYNAMIC_DISPATCH(takes_int8)(group) : HWY_DYNAMIC_DISPATCH(takes_int4)(group);
 }
 
-void linear_int8(const QuantizedRow& x, std::int64_t K, const std::int8_t* q, const std::uint16_t* scales,
-                 std::int64_t group, float* y, std::int64_t begin, std::int64_t end) {
-  check_width(K);
-  check_group(K, group);
-  check_rows(begin, end);
-  check_takes(takes_quantized_row(8, group), group);
-  HWY_DYNAMIC_DISPATCH(integers_int8)(x, K, q, scales, group, y, begin, end);
-}
-
-void linear_int4(const QuantizedRow& x, std::int64_t K, const std::uint8_t* q, const std::uint16_t* scales,
-                 const std::uint8_t* zeros, std::int64_t group, float* y, std::int64_t begin, std::int64_t end) {
-  check_width(K);
-  check_group(K, group);
-  check_rows(begin, end);
-  check_takes(takes_quantized_row(4, group), group);
-  HWY_DYNAMIC_DISPATCH(integers_int4)(x, K, q, scales, zeros, group, y, begin, end);
+void product_of_words(const QuantizedRow& x, const QuantizedWeights& w, float* y, std::int64_t begin,
+                      std::int64_t end) {
+  HWY_DYNAMIC_DISPATCH(words)(x, w, y, begin, end);
 }
 
 }  // namespace nanochat_x::kernels

@@ -18,18 +18,29 @@ namespace {
 
 constexpr double kUnit = 0x1p-24;  // unit roundoff of float32
 
-struct Integers {
-  std::vector<std::int16_t> q;
-  std::vector<float> scales;
-  bool finite;
-  kernels::QuantizedRow row() const { return {q.data(), scales.data()}; }
-};
+using Row = kernels::QuantizedRow;
+constexpr Row::Layout kLayouts[] = {Row::Layout::words, Row::Layout::bytes};
 
-Integers integers(const std::vector<float>& x, std::int64_t group) {
-  const auto K = static_cast<std::int64_t>(x.size());
-  Integers to{std::vector<std::int16_t>(x.size()), std::vector<float>(static_cast<std::size_t>(K / group)), false};
-  to.finite = kernels::quantize_row(x.data(), K, group, to.q.data(), to.scales.data());
-  return to;
+int bits_of(Format format) { return format == Format::int8 ? 8 : 4; }
+
+Row row_of(const std::vector<float>& x, std::int64_t group, int bits, Row::Layout layout) {
+  return {x.data(), static_cast<std::int64_t>(x.size()), group, bits, layout};
+}
+
+/// `test(group, layout)` for those of the groups that there are products of with weights of 8 bits. Returns how many.
+template <typename Test>
+int with_each_layout(std::initializer_list<std::int64_t> groups, Test&& test) {
+  int taken = 0;
+  for (const std::int64_t group : groups) {
+    for (const Row::Layout layout : kLayouts) {
+      if (!Row::takes(layout, 8, group)) continue;
+      CAPTURE(group);
+      CAPTURE(static_cast<int>(layout));
+      test(group, layout);
+      ++taken;
+    }
+  }
+  return taken;
 }
 
 /// x in groups that differ in size by much.
@@ -58,15 +69,15 @@ std::int64_t wrong(const Weights& w, const std::vector<double>& values, const st
   return found;
 }
 
-std::vector<float> product(const Weights& w, const Integers& x, std::int64_t begin, std::int64_t end) {
+std::vector<float> product(const Weights& w, const Row& x, std::int64_t begin, std::int64_t end) {
   std::vector<float> y(static_cast<std::size_t>(w.N), 12345);
   const std::uint16_t* scales = w.scales.data() + 1;
   if (w.format == Format::int8) {
     const auto* q = static_cast<const std::int8_t*>(w.stored());
-    kernels::linear_int8(x.row(), w.K, q, scales, w.group, y.data(), begin, end);
+    kernels::linear_int8(x, q, scales, y.data(), begin, end);
   } else {
     const auto* q = static_cast<const std::uint8_t*>(w.stored());
-    kernels::linear_int4(x.row(), w.K, q, scales, w.zeros.data() + 1, w.group, y.data(), begin, end);
+    kernels::linear_int4(x, q, scales, w.zeros.data() + 1, y.data(), begin, end);
   }
   return y;
 }
@@ -75,52 +86,56 @@ std::vector<float> product(const Weights& w, const Integers& x, std::int64_t beg
 
 TEST_CASE("a row in integers: every value within half a step, the largest exactly, zero as zero") {
   with_each_instruction_set([] {
-    for (const std::int64_t group : {16, 32, 64, 96}) {
-      CAPTURE(group);
+    const int taken = with_each_layout({16, 32, 64, 96}, [](std::int64_t group, Row::Layout layout) {
       std::vector<float> x = uneven(4 * group, group);
       std::fill_n(x.begin() + 2 * group, group, 0.0F);
-      const Integers to = integers(x, group);
-      REQUIRE(to.finite);
+      const Row to = row_of(x, group, 8, layout);
+      REQUIRE(to.finite());
       for (std::int64_t g = 0; g < 4; ++g) {
-        double largest = 0;
+        double largest = 0, sum = 0;
+        std::int64_t far = 0, most = 0;
         for (std::int64_t i = g * group; i < (g + 1) * group; ++i) {
           largest = std::max(largest, std::abs(double{x[static_cast<std::size_t>(i)]}));
         }
-        std::int64_t far = 0;
         for (std::int64_t i = g * group; i < (g + 1) * group; ++i) {
-          const auto at = static_cast<std::size_t>(i);
-          const double distance =
-              std::abs(static_cast<double>(to.q[at]) * to.scales[static_cast<std::size_t>(g)] - x[at]);
+          const double value = static_cast<double>(to.q()[i]) * to.scales()[g];
           // Half a step, and what float32 rounds in the scale, its inverse and their product with a value.
-          far += !(distance <= largest * (0.5 / 32767 + 4 * kUnit));
+          far += !(std::abs(value - x[static_cast<std::size_t>(i)]) <= largest * (0.5 / 32639 + 4 * kUnit));
+          sum += value;
+          most = std::max<std::int64_t>(most, std::abs(to.q()[i]));
         }
         CHECK(far == 0);
+        CHECK(most == (g == 2 ? 0 : 32639));
+        // (the integers' sum as float32, times the scale)
+        CHECK(std::abs(to.sums()[g] - sum) <= 3 * kUnit * std::abs(sum));
       }
-      CHECK(std::all_of(to.q.begin() + 2 * group, to.q.begin() + 3 * group, [](auto q) { return q == 0; }));
-      CHECK(*std::max_element(to.q.begin(), to.q.end(), [](int a, int b) { return std::abs(a) < std::abs(b); }) != 0);
-    }
+    });
+    CHECK(taken > 0);
   });
 }
 
 TEST_CASE("a row in integers: neither NaN nor infinity is one") {
   with_each_instruction_set([] {
-    for (const float odd : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
-                            -std::numeric_limits<float>::infinity()}) {
-      for (const std::size_t at : {0U, 17U, 63U}) {
-        std::vector<float> x = random_floats(64, 22);
-        REQUIRE(integers(x, 32).finite);
-        x[at] = odd;
-        CHECK(!integers(x, 32).finite);
+    const int taken = with_each_layout({32}, [](std::int64_t group, Row::Layout layout) {
+      for (const float odd : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+                              -std::numeric_limits<float>::infinity()}) {
+        for (const std::size_t at : {0U, 17U, 63U}) {
+          std::vector<float> x = random_floats(64, 22);
+          REQUIRE(row_of(x, group, 8, layout).finite());
+          x[at] = odd;
+          CHECK(!row_of(x, group, 8, layout).finite());
+        }
       }
-    }
-    // The smallest and the largest numbers there are
-    std::vector<float> x(32, std::numeric_limits<float>::denorm_min());
-    CHECK(integers(x, 32).finite);
-    x[3] = std::numeric_limits<float>::max();
-    const Integers to = integers(x, 32);
-    CHECK(to.finite);
-    CHECK(to.q[3] == 32767);
-    CHECK(to.q[4] == 0);
+      // The smallest and the largest numbers there are
+      std::vector<float> x(32, std::numeric_limits<float>::denorm_min());
+      CHECK(row_of(x, group, 8, layout).finite());
+      x[3] = std::numeric_limits<float>::max();
+      const Row to = row_of(x, group, 8, layout);
+      CHECK(to.finite());
+      CHECK(to.q()[3] == 32639);
+      CHECK(to.q()[4] == 0);
+    });
+    CHECK(taken > 0);
   });
 }
 
@@ -128,32 +143,37 @@ TEST_CASE("integers with int8 and int4: the product of what they stand for") {
   with_each_instruction_set([] {
     std::int64_t taken = 0;
     for (const Format format : {Format::int8, Format::int4}) {
-      for (const std::int64_t group : {16, 24, 32, 40, 64, 96, 128, 512}) {
-        if (!kernels::takes_quantized_row(format == Format::int8 ? 8 : 4, group)) continue;
-        ++taken;
-        for (const std::int64_t groups : {1, 3, 24, 70}) {
-          if (group * groups > 10'000) continue;
-          CAPTURE(name_of(format));
-          CAPTURE(group);
-          CAPTURE(groups);
-          const Weights w = random_weights(format, 13, group * groups, group, 23);
-          const Integers x = integers(uneven(w.K, group), group);
-          std::vector<double> values;
-          for (std::size_t i = 0; i < x.q.size(); ++i) {
-            values.push_back(static_cast<double>(x.q[i]) * x.scales[i / static_cast<std::size_t>(group)]);
+      for (const std::int64_t group : {16, 24, 32, 40, 64, 96, 128, 256, 512}) {
+        for (const Row::Layout layout : kLayouts) {
+          if (!Row::takes(layout, bits_of(format), group)) continue;
+          ++taken;
+          for (const std::int64_t groups : {1, 3, 24, 70}) {
+            if (group * groups > 10'000) continue;
+            CAPTURE(name_of(format));
+            CAPTURE(static_cast<int>(layout));
+            CAPTURE(group);
+            CAPTURE(groups);
+            const Weights w = random_weights(format, 13, group * groups, group, 23);
+            const Row x = row_of(uneven(w.K, group), group, bits_of(format), layout);
+            std::vector<double> values;
+            for (std::int64_t i = 0; i < w.K; ++i) {
+              values.push_back(static_cast<double>(x.q()[i]) * x.scales()[i / group]);
+            }
+            // A group's sum becomes a float32 and is multiplied by a product of two scales; then groups and lanes are
+            // added. In bytes zero points of int4 are subtracted at the end: q x and zero x are rounded, whose
+            // magnitudes are 7.5 |x| each on average where that of (q - zero) x is 5 |x|.
+            const std::int64_t once = groups + 3 + 16;
+            const std::int64_t roundings = format == Format::int4 && layout == Row::Layout::bytes ? 3 * once : once;
+            const std::vector<float> y = product(w, x, 0, w.N);
+            CHECK(wrong(w, values, y, roundings) == 0);
+            std::vector<double> other = values;
+            other.back() += *std::max_element(values.begin(), values.end()) + 1;
+            CHECK(wrong(w, other, y, roundings) > 0);
+            const std::vector<float> part = product(w, x, 3, 10);
+            CHECK(std::equal(part.begin() + 3, part.begin() + 10, y.begin() + 3));
+            CHECK(part[2] == 12345);
+            CHECK(part[10] == 12345);
           }
-          // A group's sum becomes a float32 and is multiplied by a product of two scales; then groups and lanes are
-          // added.
-          const std::int64_t roundings = groups + 3 + 16;
-          const std::vector<float> y = product(w, x, 0, w.N);
-          CHECK(wrong(w, values, y, roundings) == 0);
-          std::vector<double> other = values;
-          other.back() += *std::max_element(values.begin(), values.end()) + 1;
-          CHECK(wrong(w, other, y, roundings) > 0);
-          const std::vector<float> part = product(w, x, 3, 10);
-          CHECK(std::equal(part.begin() + 3, part.begin() + 10, y.begin() + 3));
-          CHECK(part[2] == 12345);
-          CHECK(part[10] == 12345);
         }
       }
     }
@@ -163,23 +183,35 @@ TEST_CASE("integers with int8 and int4: the product of what they stand for") {
 
 TEST_CASE("integers: the largest there are do not overflow") {
   with_each_instruction_set([] {
-    for (const std::int64_t group : {32, 64, 512}) {
-      if (!kernels::takes_quantized_row(8, group)) continue;
-      CAPTURE(group);
+    const int taken = with_each_layout({32, 64, 512}, [](std::int64_t group, Row::Layout layout) {
       Weights w = random_weights(Format::int8, 4, group, group, 24);
       std::fill(w.bytes.begin() + 1, w.bytes.end(), std::uint8_t{128});  // -128
       std::fill(w.scales.begin() + 1, w.scales.end(), std::uint16_t{0x3f80});
-      const Integers x = integers(std::vector<float>(static_cast<std::size_t>(group), -32767.0F), group);
-      for (const float y : product(w, x, 0, 4)) CHECK(y == 128.0F * 32767 * static_cast<float>(group));
-    }
+      for (const float largest : {-32639.0F, 32639.0F}) {
+        const Row x = row_of(std::vector<float>(static_cast<std::size_t>(group), largest), group, 8, layout);
+        for (const float y : product(w, x, 0, 4)) CHECK(y == -128.0F * largest * static_cast<float>(group));
+      }
+    });
+    CHECK(taken > 0);
   });
 }
 
-TEST_CASE("integers: groups that are not taken are refused") {
-  CHECK(!kernels::takes_quantized_row(8, 4096));
-  const Weights w = random_weights(Format::int8, 1, 4096, 4096, 25);
-  const Integers x = integers(random_floats(4096, 26), 4096);
-  CHECK(error_of([&] { (void)product(w, x, 0, 1); }) == "no product of integers takes groups of 4096");
+TEST_CASE("integers: what has no product is refused") {
+  CHECK(!Row::best(8, 4096));
+  for (const Row::Layout layout : kLayouts) {
+    CHECK(error_of([&] { (void)row_of(random_floats(4096, 26), 4096, 8, layout); }) ==
+          "no product of integers takes groups of 4096");
+  }
+  const Weights w = random_weights(Format::int8, 1, 64, 32, 25);
+  std::vector<float> x = random_floats(64, 26);
+  const Row::Layout layout = Row::best(8, 32).value();
+  CHECK(error_of([&] { (void)product(w, row_of(x, 32, 4, Row::best(4, 32).value()), 0, 1); }) ==
+        "a row of x for weights of 4 bits does not fit those of 8");
+  CHECK(error_of([&] { (void)product(w, row_of(x, 32, 8, layout), 2, 1); }) ==
+        "rows of weights: from 2 to 1 is no range");
+  x[5] = std::numeric_limits<float>::infinity();
+  CHECK(error_of([&] { (void)product(w, row_of(x, 32, 8, layout), 0, 1); }) ==
+        "a row of x that is not finite has no product in integers");
 }
 
 TEST_CASE("bfloat16 with bfloat16: any length of row, 1 to 16 rows of x") {

@@ -118,15 +118,20 @@ TEST_CASE("operators: products with matrices in 8 and 4 bits, few rows and many,
           const Tensor exact = at::matmul(x.to(at::kDouble), weights.t());
           // A sum of products is off by at most a rounding an addition of the sum of their magnitudes. In 4 bits q x
           // and zero x are summed apart: magnitudes of 30 in the place of 15. Of many rows in bfloat16 the weights are
-          // rounded to it where the processor multiplies it.
+          // rounded to it where the processor multiplies it. One row of 16 bits is rounded to integers, half a step of
+          // its group's largest value at most (quantized_row.cpp).
           const Tensor sums =
               at::matmul(x.to(at::kDouble).abs(),
                          (weights.abs() + 15 * wide.expand({columns, groups, group}).reshape({columns, depth})).t());
+          const Tensor most = x.to(at::kDouble).abs().view({rows, groups, group}).amax(-1, true);
+          const double step = type != at::kFloat && rows == 1 ? 0.5 / 32639 + 4 * 0x1p-24 : 0;
+          const Tensor integers =
+              at::matmul(step * most.expand({rows, groups, group}).reshape({rows, depth}), weights.abs().t());
           const double unit = type == at::kFloat ? 0x1p-24 : type == at::kBFloat16 ? 0x1p-8 : 0x1p-11;
           const double rounded = type == at::kBFloat16 && rows > 16 ? 0x1p-9 : 0;
           CHECK((y.scalar_type() == type));
           CHECK(at::all((y.to(at::kDouble) - exact).abs() <=
-                        sums * (static_cast<double>(depth) * 0x1p-24 + rounded) + exact.abs() * unit)
+                        sums * (static_cast<double>(depth) * 0x1p-24 + rounded) + integers + exact.abs() * unit)
                     .item<bool>());
         };
         check(operators::linear_int8(x, q8.view({columns, depth}), scales), exact8);

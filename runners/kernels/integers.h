@@ -1,0 +1,26 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace nanochat_x::kernels {
+
+/// Rows of a matrix of quantised weights, as `linear_int8` and `linear_int4` take them. Of int8 there are no zeros.
+struct QuantizedWeights {
+  const std::uint8_t* q;
+  const std::uint16_t* scales;
+  const std::uint8_t* zeros;
+};
+
+/// The products of each layout of x. takes_...: weights of `bits` in such groups, with the instructions chosen.
+bool takes_words(int bits, std::int64_t group);
+void product_of_words(const QuantizedRow& x, const QuantizedWeights& w, float* y, std::int64_t begin, std::int64_t end);
+
+bool takes_bytes(int bits, std::int64_t group);
+void product_of_bytes(const QuantizedRow& x, const QuantizedWeights& w, float* y, std::int64_t begin, std::int64_t end);
+
+/// The integers of x as `product_of_bytes` reads them.
+std::vector<QuantizedRow::Line> lines_of(const std::int16_t* q, std::int64_t K, std::int64_t group, int bits);
+
+}  // namespace nanochat_x::kernels
