@@ -15,8 +15,10 @@ namespace {
 // A thread is worth waking for that many weights: about 10 us of reading them.
 constexpr std::int64_t kWeightsOfAThread = 1 << 15;
 
-// Weights that are widened at a time, for a product of many rows of x: they stay in a core's cache.
+// Weights that are widened at a time, for a product of many rows of x: they stay in a core's cache. Rows of them in
+// multiples of that are what a BLAS splits evenly between its threads.
 constexpr std::int64_t kWidened = 1 << 18;
+constexpr std::int64_t kEvenRows = 128;
 
 std::int64_t rows_of_a_thread(std::int64_t depth) {
   return std::max<std::int64_t>(1, kWeightsOfAThread / std::max<std::int64_t>(1, depth));
@@ -32,7 +34,7 @@ template <typename Element, typename Widen>
 at::Tensor product_of_many(const at::Tensor& x, std::int64_t columns, const Widen& widen) {
   const std::int64_t depth = x.size(1);
   at::Tensor y = at::empty({x.size(0), columns}, x.options());
-  const std::int64_t most = std::clamp<std::int64_t>(kWidened / depth, 1, columns);
+  const std::int64_t most = std::min(columns, std::max<std::int64_t>(1, kWidened / depth / kEvenRows) * kEvenRows);
   const at::Tensor block = at::empty({most, depth}, x.options());
   auto* to = static_cast<Element*>(block.mutable_data_ptr());
   for (std::int64_t first = 0; first < columns; first += most) {
