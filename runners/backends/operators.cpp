@@ -28,10 +28,10 @@ const std::uint16_t* bits_of(const at::Tensor& bfloat16) {
   return static_cast<const std::uint16_t*>(bfloat16.const_data_ptr());
 }
 
-// x [M, K] times a matrix [N, K], transposed, for so many rows of x that a BLAS is faster than we; there is none with
-// products of what the matrix is stored in. widen(begin, end, out): rows [begin, end) of the matrix in x's dtype.
+// x [M, K] times a quantised matrix [N, K], transposed, for many rows of x, by a BLAS. widen(begin, end, out): rows
+// [begin, end) of the matrix in x's dtype.
 template <typename Element, typename Widen>
-at::Tensor product_of_many(const at::Tensor& x, std::int64_t columns, const Widen& widen) {
+at::Tensor widened_product(const at::Tensor& x, std::int64_t columns, const Widen& widen) {
   const std::int64_t depth = x.size(1);
   at::Tensor y = at::empty({x.size(0), columns}, x.options());
   const std::int64_t most = std::min(columns, std::max<std::int64_t>(1, kWidened / depth / kEvenRows) * kEvenRows);
@@ -68,7 +68,21 @@ at::Tensor product_of_few(const at::Tensor& x, std::int64_t columns, const Few& 
   });
 }
 
-// The same of bfloat16 without widening it.
+// x [M, K] times a matrix [N, K], transposed, for many rows of x, in float32.
+at::Tensor product_of_many(const at::Tensor& x, const at::Tensor& weight) {
+  const at::Tensor wide = x.to(at::kFloat);
+  const std::int64_t columns = weight.size(0), depth = weight.size(1);
+  at::Tensor y = at::empty({x.size(0), columns}, wide.options());
+  float* to = y.mutable_data_ptr<float>();
+  constexpr std::int64_t kPanel = kernels::kPanelRows;
+  in_parallel((columns + kPanel - 1) / kPanel, 1, [&](std::int64_t begin, std::int64_t end) {
+    kernels::matmul(wide.const_data_ptr<float>(), x.size(0), depth, weight.const_data_ptr(),
+                    type_of(weight.scalar_type()), to, columns, begin * kPanel, std::min(columns, end * kPanel));
+  });
+  return y;
+}
+
+// The same for up to kMostRows rows of bfloat16, without widening it.
 at::Tensor product_of_bfloat16(const at::Tensor& x, const at::Tensor& weight) {
   const std::int64_t columns = weight.size(0);
   return by_columns(x, columns, [&](float* to, std::int64_t begin, std::int64_t end) {
@@ -132,9 +146,9 @@ at::Tensor quantized_product(const at::Tensor& x, const Quantized& m, const One&
   if (const at::Tensor y = product_of_one(rows, m, one); y.defined()) return shaped(y, x);
   if (rows.size(0) <= kernels::kMostRows) return shaped(product_of_few(rows, m.columns, few), x);
   if (x.scalar_type() == at::kBFloat16 && kernels::multiplies_bfloat16()) {
-    return shaped(product_of_many<std::uint16_t>(rows, m.columns, widen), x);
+    return shaped(widened_product<std::uint16_t>(rows, m.columns, widen), x);
   }
-  return shaped(product_of_many<float>(rows.to(at::kFloat), m.columns, widen), x);
+  return shaped(widened_product<float>(rows.to(at::kFloat), m.columns, widen), x);
 }
 
 }  // namespace
@@ -156,11 +170,7 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight) {
     };
     return shaped(product_of_few(rows, columns, few), x);
   }
-  if (type == kernels::Type::float32 || as_they_are) return at::linear(x, weight);
-  const auto widen = [=](std::int64_t begin, std::int64_t end, float* to) {
-    kernels::widen(depth, w, type, to, begin, end);
-  };
-  return shaped(product_of_many<float>(rows.to(at::kFloat), columns, widen), x);
+  return as_they_are ? at::linear(x, weight) : shaped(product_of_many(rows, whole), x);
 }
 
 at::Tensor linear_int8(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scales) {

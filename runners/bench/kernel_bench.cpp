@@ -68,6 +68,8 @@ double seconds_of_pass(const Options& options, std::int64_t rows, std::int64_t p
   return spread_of(seconds).median;
 }
 
+constexpr std::int64_t kRowsOfPrompt = 512;
+
 /// What all kernels read, with numbers that are normal in every format, and where they write.
 struct Memory {
   std::vector<std::uint8_t> weights, zeros;
@@ -79,7 +81,7 @@ struct Memory {
       : weights(static_cast<std::size_t>(options.mib) << 20, 0x3c),
         zeros(2 * weights.size() / static_cast<std::size_t>(options.group), 8),
         scales(zeros.size(), 0x3c3c),
-        x(static_cast<std::size_t>(kernels::kMostRows * options.width), 0.5F),
+        x(static_cast<std::size_t>(kRowsOfPrompt * options.width), 0.5F),
         y(static_cast<std::size_t>(options.threads)) {}
 };
 
@@ -149,6 +151,26 @@ std::vector<Case> products(const Options& options, Memory& memory) {
   return cases;
 }
 
+/// With as many rows of x as a prompt has: bound by arithmetic.
+std::vector<Case> prompts(const Options& options, Memory& memory) {
+  const std::int64_t K = options.width;
+  std::vector<Case> cases;
+  for (const auto& [name, type] :
+       {std::pair("matmul float32", Type::float32), std::pair("matmul bfloat16", Type::bfloat16)}) {
+    const auto work = [&memory, K, type = type](int thread, std::int64_t begin, std::int64_t end) {
+      std::vector<float>& y = memory.y[static_cast<std::size_t>(thread)];
+      y.resize(static_cast<std::size_t>(kRowsOfPrompt * 8 * kernels::kPanelRows));
+      for (std::int64_t row = begin; row < end; row += 8 * kernels::kPanelRows) {
+        kernels::matmul(memory.x.data(), kRowsOfPrompt, K, memory.weights.data(), type, y.data() - row,
+                        8 * kernels::kPanelRows, row, std::min(end, row + 8 * kernels::kPanelRows));
+      }
+    };
+    cases.push_back({name, kRowsOfPrompt, (type == Type::float32 ? 4.0 : 2.0) * static_cast<double>(K),
+                     static_cast<double>(K), work});
+  }
+  return cases;
+}
+
 std::vector<Case> widenings(const Options& options, Memory& memory) {
   std::vector<Case> cases;
   const std::int64_t K = options.width, group = options.group;
@@ -207,6 +229,7 @@ std::vector<Case> attentions(Memory& memory) {
 void measure(const Options& options) {
   Memory memory(options);
   std::vector<Case> cases = products(options, memory);
+  std::ranges::move(prompts(options, memory), std::back_inserter(cases));
   std::ranges::move(widenings(options, memory), std::back_inserter(cases));
   if (options.width >= 32) std::ranges::move(attentions(memory), std::back_inserter(cases));  // (q is x)
   std::vector<double> speeds;

@@ -33,6 +33,14 @@ constexpr std::int64_t kLanes = static_cast<std::int64_t>(hn::MaxLanes(D()));
 /// A bfloat16 is the upper half of a float32.
 HWY_INLINE float float_of(std::uint16_t bits) { return std::bit_cast<float>(std::uint32_t{bits} << 16); }
 
+HWY_INLINE float value_of(float v) { return v; }
+
+template <class Half>  // hwy::bfloat16_t or hwy::float16_t
+HWY_INLINE float value_of(const Half& v) {
+  const hn::CappedTag<float, 1> d;
+  return hn::GetLane(hn::PromoteTo(d, hn::LoadU(hn::Rebind<Half, decltype(d)>(), &v)));
+}
+
 template <class D>
 HWY_INLINE Vector<D> load(D d, const float* p) {
   return hn::LoadU(d, p);

@@ -26,6 +26,15 @@ inline constexpr std::int64_t kMostRows = 16;
 void linear(const float* x, std::int64_t M, std::int64_t K, const void* w, Type type, float* y, std::int64_t y_stride,
             std::int64_t begin, std::int64_t end);
 
+/// `linear` for any number of rows of x, M >= 1. Weights are rearranged for all of them, which pays from about
+/// kMostRows on. A row of y does not depend on the other rows of x. Callers had better split rows of w at multiples of
+/// kPanelRows.
+void matmul(const float* x, std::int64_t M, std::int64_t K, const void* w, Type type, float* y, std::int64_t y_stride,
+            std::int64_t begin, std::int64_t end);
+
+/// A multiple of the rows of w that `matmul` rearranges at a time, with any instruction set.
+inline constexpr std::int64_t kPanelRows = 48;
+
 /// `linear` with w[n, k] = q[n, k] * scale[n, k / group], which is computed without rounding.
 /// q: int8 [N, K]. scales: bfloat16 bits [N, K / group]. group: a multiple of 8 from 16 on that divides K.
 void linear_int8(const float* x, std::int64_t M, std::int64_t K, const std::int8_t* q, const std::uint16_t* scales,

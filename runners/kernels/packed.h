@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
 
 #include "activations.h"
+#include "thread_space.h"
 
 namespace nanochat_x::kernels {
 
@@ -19,7 +19,7 @@ class Packed {
       : columns_((a.K + 2 * lanes - 1) / (2 * lanes) * (2 * lanes)) {
     std::int64_t rows = 0;
     for (std::int64_t m = 0; m < a.M; m += most) rows += together(std::min(most, a.M - m));
-    float* const x = space_of(rows * columns_);
+    float* const x = thread_space(rows * columns_);
     x_ = x;
     for (std::int64_t m = 0; m < a.M; m += most) {
       const std::int64_t some = std::min(most, a.M - m);
@@ -31,15 +31,6 @@ class Packed {
   const float* from(std::int64_t m) const { return x_ + m * columns_; }
 
  private:
-  /// Of the thread. It stays, so that a step of a model allocates nothing.
-  static float* space_of(std::int64_t floats) {
-    static thread_local std::vector<float> space;
-    const std::size_t wanted = static_cast<std::size_t>(floats) + kLine / sizeof(float);
-    if (space.size() < wanted) space.resize(wanted);
-    const auto past = reinterpret_cast<std::uintptr_t>(space.data()) % kLine;
-    return space.data() + (kLine - past) % kLine / sizeof(float);
-  }
-
   void pack(const Activations& a, std::int64_t rows, std::int64_t lanes, float* to) const {
     for (std::int64_t m = 0; m < rows; ++m) {
       for (std::int64_t k = 0; k < columns_; k += lanes) {
@@ -49,8 +40,6 @@ class Packed {
       }
     }
   }
-
-  static constexpr std::size_t kLine = 64;  // a load of 64 bytes that is not aligned reads two of them
 
   std::int64_t columns_;
   const float* x_;

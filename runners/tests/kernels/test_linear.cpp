@@ -88,6 +88,63 @@ TEST_CASE("linear: rows of w and columns that are computed in several blocks") {
   });
 }
 
+TEST_CASE("matmul: all types, any length of row, many rows of x, panels that are not full") {
+  with_each_instruction_set([] {
+    for (const Format format : {Format::float32, Format::bfloat16, Format::float16}) {
+      for (const std::int64_t K : {1, 3, 4, 15, 16, 17, 33, 768, 1545}) {
+        for (const std::int64_t N : {1, 5, 47, 48, 49, 101}) {
+          const Weights w = random_weights(format, N, K, 1, 9);
+          for (const std::int64_t M : {1, 4, 7, 17, 33}) {
+            CAPTURE(name_of(format));
+            CAPTURE(K);
+            CAPTURE(N);
+            CAPTURE(M);
+            const std::vector<float> x = rows_of_x(M, K);
+            std::vector<float> y(static_cast<std::size_t>(M * N), kUntouched);
+            kernels::matmul(x.data(), M, K, w.stored(), type_of(format), y.data(), N, 0, N);
+            CHECK(wrong(w, x, M, y) == 0);
+            std::vector<float> other = x;
+            for (float& value : other) value = -value;
+            CHECK(wrong(w, other, M, y) > 0);
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST_CASE("matmul: a part of the rows of w gives the same and touches nothing else, and so does a part of x") {
+  with_each_instruction_set([] {
+    constexpr std::int64_t M = 21, N = 150, K = 800, kBegin = 48, kEnd = 131;
+    const Weights w = random_weights(Format::float32, N, K, 1, 10);
+    const std::vector<float> x = rows_of_x(M, K);
+    std::vector<float> whole(static_cast<std::size_t>(M * N)), part(whole.size(), kUntouched), below(whole);
+    kernels::matmul(x.data(), M, K, w.stored(), kernels::Type::float32, whole.data(), N, 0, N);
+    kernels::matmul(x.data(), M, K, w.stored(), kernels::Type::float32, part.data(), N, kBegin, kEnd);
+    std::int64_t differ = 0;
+    for (std::int64_t i = 0; i < M * N; ++i) {
+      const bool inside = i % N >= kBegin && i % N < kEnd;
+      differ += part[static_cast<std::size_t>(i)] != (inside ? whole[static_cast<std::size_t>(i)] : kUntouched);
+    }
+    CHECK(differ == 0);
+    kernels::matmul(x.data() + 3 * K, M - 3, K, w.stored(), kernels::Type::float32, below.data(), N, 0, N);
+    CHECK(std::equal(below.begin(), below.end() - 3 * N, whole.begin() + 3 * N));
+  });
+}
+
+TEST_CASE("matmul: sizes that make no sense are refused") {
+  const float one = 1;
+  float y = kUntouched;
+  const auto call = [&](std::int64_t M, std::int64_t K, std::int64_t begin, std::int64_t end) {
+    return error_of(
+        [&, M, K, begin, end] { kernels::matmul(&one, M, K, &one, kernels::Type::float32, &y, 1, begin, end); });
+  };
+  CHECK(call(0, 1, 0, 1) == "a product takes 1 row or more; got 0");
+  CHECK(call(1, 0, 0, 1) == "rows of weights must hold 1 value or more; got 0");
+  CHECK(call(1, 1, 1, 0) == "rows of weights: from 1 to 0 is no range");
+  CHECK(y == kUntouched);
+}
+
 TEST_CASE("linear: quantised weights, groups that are and are no multiple of a vector") {
   with_each_instruction_set([] {
     for (const Format format : {Format::int8, Format::int4}) {
