@@ -12,9 +12,11 @@
 #include "card_model.h"
 #include "check.h"
 #include "decoder.h"
+#include "forward_pass.h"
 #include "nanochat_x/backend.h"
 #include "nanochat_x/error.h"
 #include "pinned_memory.h"
+#include "stream.h"
 
 namespace nanochat_x {
 namespace {
@@ -30,11 +32,7 @@ void check_card() {
 
 class CudaBackend final : public Backend {
  public:
-  explicit CudaBackend(const Bundle& bundle)
-      : weights_(bundle),
-        decoder_(weights_.model()),
-        max_seq_len_(bundle.manifest().max_seq_len),
-        forced_(static_cast<std::size_t>(max_seq_len_)) {}
+  explicit CudaBackend(const Bundle& bundle) : weights_(bundle), decoder_(weights_.model()), pass_(weights_.model()) {}
 
   Logits forward(std::span<const std::int64_t> ids, std::int64_t batch, std::int64_t length) override {
     const auto cache = new_cache(batch, length);
@@ -50,17 +48,20 @@ class CudaBackend final : public Backend {
                 *cache);
   }
 
-  // Rows one after the other, each token by token: there is no faster way for a prompt or a batch yet.
+  // One token of one row is decoded by the kernel that is made for it; all else is computed as many rows.
   Logits step(const Step& step, Cache& cache) override {
     const auto& on_card = static_cast<const cuda::CardCache&>(cache);
     const auto kept = std::ssize(step.logits_to_keep);
     const std::int64_t vocab = weights_.model().vocab;
-    auto logits =
-        std::make_shared<cuda::PinnedArray<float>>(buffers_.take(static_cast<std::size_t>(step.batch * kept * vocab)));
-    for (std::int64_t row = 0; row < step.batch; ++row)
-      run_row(step, row, on_card, logits->data() + row * kept * vocab);
-    cuda::check(cudaStreamSynchronize(nullptr), "decoding");
-    return {{logits->data(), static_cast<std::size_t>(step.batch * kept * vocab)}, step.batch, kept, vocab, logits};
+    const auto count = static_cast<std::size_t>(step.batch * kept * vocab);
+    auto logits = std::make_shared<cuda::PinnedArray<float>>(buffers_.take(count));
+    if (step.batch * step.length == 1) {
+      decode(step, on_card, logits->data());
+    } else {
+      pass_.step(step, on_card.row(0), logits->data(), stream_.get());
+    }
+    stream_.wait("computing a step");
+    return {{logits->data(), count}, step.batch, kept, vocab, logits};
   }
 
   std::unique_ptr<Cache> new_cache(std::int64_t rows, std::int64_t capacity) override {
@@ -68,37 +69,24 @@ class CudaBackend final : public Backend {
     return std::make_unique<cuda::CardCache>(std::ssize(model.layers), model.n_kv_head, rows, capacity);
   }
 
+  std::int64_t prefill_chunk() const override { return cuda::ForwardPass::kMostTokens; }
+
  private:
-  void run_row(const Step& step, std::int64_t row, const cuda::CardCache& cache, float* logits) {
-    const auto ids =
-        step.input_ids.subspan(static_cast<std::size_t>(row * step.length), static_cast<std::size_t>(step.length));
-    const std::vector<int> narrow(ids.begin(), ids.end());
-    cuda::check(
-        cudaMemcpyAsync(forced_.data(), narrow.data(), narrow.size() * sizeof(int), cudaMemcpyHostToDevice, nullptr),
-        "copying token ids");
-    const auto at = static_cast<std::size_t>(row);
-    decoder_.set_state(narrow[0], static_cast<int>(step.prev_ids[at]), static_cast<int>(step.position[at]), nullptr);
-    std::int64_t done = 0;
-    const auto run_to = [&](std::int64_t end) {
-      while (done < end) {
-        const std::int64_t steps = std::min(end - done, cuda::Decoder::kMostSteps);
-        decoder_.run(steps, forced_.data() + done, cache.row(row), nullptr);
-        done += steps;
-      }
-    };
-    for (const std::int64_t column : step.logits_to_keep) {
-      run_to(column + 1);
-      const auto bytes = static_cast<std::size_t>(weights_.model().vocab) * sizeof(float);
-      cuda::check(cudaMemcpyAsync(logits, decoder_.logits(), bytes, cudaMemcpyDeviceToHost, nullptr), "reading logits");
-      logits += weights_.model().vocab;
-    }
-    run_to(step.length);
+  void decode(const Step& step, const cuda::CardCache& cache, float* logits) {
+    decoder_.set_state(static_cast<int>(step.input_ids[0]), static_cast<int>(step.prev_ids[0]),
+                       static_cast<int>(step.position[0]), stream_.get());
+    const int* forced = nullptr;  // the state's token
+    decoder_.run(1, forced, cache.row(0), stream_.get());
+    if (step.logits_to_keep.empty()) return;
+    const auto bytes = static_cast<std::size_t>(weights_.model().vocab) * sizeof(float);
+    cuda::check(cudaMemcpyAsync(logits, decoder_.logits(), bytes, cudaMemcpyDeviceToHost, stream_.get()),
+                "reading logits");
   }
 
+  cuda::Stream stream_;
   cuda::CardModel weights_;
   cuda::Decoder decoder_;
-  std::int64_t max_seq_len_;
-  cuda::DeviceArray<int> forced_;
+  cuda::ForwardPass pass_;
   cuda::PinnedPool<float> buffers_;
 };
 

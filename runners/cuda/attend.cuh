@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "exchange.cuh"
+#include "packed.cuh"
 #include "product.cuh"
 
 namespace nanochat_x::cuda {
@@ -31,27 +32,6 @@ struct Splits {
     length = (count + pieces - 1) / pieces;
   }
 };
-
-__device__ inline float warp_sum(float value) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(~0U, value, distance);
-  return value;
-}
-
-__device__ inline float warp_max(float value) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) value = fmaxf(value, __shfl_xor_sync(~0U, value, distance));
-  return value;
-}
-
-__device__ inline float2 unpack(std::uint32_t two) {
-  return make_float2(__uint_as_float(two << 16U), __uint_as_float(two & 0xffff0000U));
-}
-
-__device__ inline std::uint32_t pack(float a, float b) {
-  const __nv_bfloat162 two = __floats2bfloat162_rn(a, b);
-  return *reinterpret_cast<const std::uint32_t*>(&two);
-}
 
 // Lane l's angles: channels 2 l and 2 l + 1 of 64.
 struct Rotary {

@@ -53,6 +53,16 @@ std::vector<float> widened(const TensorView& tensor, const std::string& name) {
   return values;
 }
 
+void copy_matrix(const SafetensorsFile& file, const std::string& name, std::int64_t rows, std::int64_t columns,
+                 std::uint16_t* to) {
+  const TensorView& tensor = file.at(name);
+  if (tensor.dtype != "BF16" || tensor.shape != std::vector<std::int64_t>{rows, columns}) {
+    throw Error("the weights' tensor " + name + " is not BF16 [" + std::to_string(rows) + ", " +
+                std::to_string(columns) + "]; " + kRemedy);
+  }
+  check(cudaMemcpy(to, tensor.data.data(), tensor.data.size(), cudaMemcpyHostToDevice), "copying weights to the card");
+}
+
 }  // namespace
 
 CardModel::CardModel(const Bundle& bundle) {
@@ -123,9 +133,7 @@ void CardModel::take_layer(const SafetensorsFile& file, std::size_t index) {
   DecoderLayer& layer = model_.layers[index];
   const std::int64_t c = model_.n_embd, kv = model_.n_kv_head * 128;
   const std::string prefix = "model.transformer.h." + std::to_string(index) + ".";
-  layer.c_q = matrix(file, prefix + "attn.c_q.weight", c, c);
-  layer.c_k = matrix(file, prefix + "attn.c_k.weight", kv, c);
-  layer.c_v = matrix(file, prefix + "attn.c_v.weight", kv, c);
+  take_qkv(file, prefix, layer);
   layer.c_proj = matrix(file, prefix + "attn.c_proj.weight", c, c);
   layer.c_fc = matrix(file, prefix + "mlp.c_fc.weight", model_.mlp_width, c);
   layer.mlp_c_proj = matrix(file, prefix + "mlp.c_proj.weight", c, model_.mlp_width);
@@ -139,16 +147,22 @@ void CardModel::take_layer(const SafetensorsFile& file, std::size_t index) {
   }
 }
 
+// One behind the other: many tokens are multiplied by all three at once.
+void CardModel::take_qkv(const SafetensorsFile& file, const std::string& prefix, DecoderLayer& layer) {
+  const std::int64_t c = model_.n_embd, kv = model_.n_kv_head * 128;
+  auto& array = matrices_.emplace_back(static_cast<std::size_t>((c + 2 * kv) * c));
+  copy_matrix(file, prefix + "attn.c_q.weight", c, c, array.data());
+  copy_matrix(file, prefix + "attn.c_k.weight", kv, c, array.data() + c * c);
+  copy_matrix(file, prefix + "attn.c_v.weight", kv, c, array.data() + (c + kv) * c);
+  layer.c_q = array.data();
+  layer.c_k = array.data() + c * c;
+  layer.c_v = array.data() + (c + kv) * c;
+}
+
 const void* CardModel::matrix(const SafetensorsFile& file, const std::string& name, std::int64_t rows,
                               std::int64_t columns) {
-  const TensorView& tensor = file.at(name);
-  if (tensor.dtype != "BF16" || tensor.shape != std::vector<std::int64_t>{rows, columns}) {
-    throw Error("the weights' tensor " + name + " is not BF16 [" + std::to_string(rows) + ", " +
-                std::to_string(columns) + "]; " + kRemedy);
-  }
-  auto& array = matrices_.emplace_back(tensor.data.size() / 2);
-  check(cudaMemcpy(array.data(), tensor.data.data(), tensor.data.size(), cudaMemcpyHostToDevice),
-        "copying weights to the card");
+  auto& array = matrices_.emplace_back(static_cast<std::size_t>(rows * columns));
+  copy_matrix(file, name, rows, columns, array.data());
   return array.data();
 }
 

@@ -25,6 +25,7 @@ class CardModel {
   void read_constants(const Bundle& bundle);
   void take_layer(const SafetensorsFile& file, std::size_t index);
   const void* matrix(const SafetensorsFile& file, const std::string& name, std::int64_t rows, std::int64_t columns);
+  void take_qkv(const SafetensorsFile& file, const std::string& prefix, DecoderLayer& layer);
   const float* floats(const SafetensorsFile& file, const std::string& name, std::int64_t count);
 
   DecoderModel model_;

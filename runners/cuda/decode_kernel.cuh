@@ -478,7 +478,6 @@ class Consumer {
   }
 
   __device__ float inverse_norm(float squares) const { return rsqrtf(squares * p_.inverse_width + p_.norm_eps); }
-  __device__ static float sigmoid(float x) { return __fdividef(1, 1 + __expf(-x)); }
 
   const DecodeParams& p_;
   BlockMemory& memory_;

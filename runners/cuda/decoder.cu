@@ -6,6 +6,7 @@
 #include "decode_kernel.cuh"
 #include "decoder.h"
 #include "device_memory.h"
+#include "layer_params.h"
 #include "nanochat_x/error.h"
 
 namespace nanochat_x::cuda {
@@ -26,28 +27,6 @@ Kernel kernel_of(int steps, std::integer_sequence<int, STEPS...>) {
 
 const __nv_bfloat16* bf16(const void* pointer) { return static_cast<const __nv_bfloat16*>(pointer); }
 
-LayerParams layer_params(const DecoderLayer& layer) {
-  const std::int64_t all = 1 << 30;
-  return {bf16(layer.c_q),
-          bf16(layer.c_k),
-          bf16(layer.c_v),
-          bf16(layer.c_proj),
-          bf16(layer.c_fc),
-          bf16(layer.mlp_c_proj),
-          bf16(layer.value_embed),
-          layer.ve_gate,
-          layer.resid_lambda,
-          layer.x0_lambda,
-          static_cast<int>(layer.window < 0 ? all : std::min(layer.window, all))};
-}
-
-int attribute(cudaDeviceAttr which) {
-  int device = 0, value = 0;
-  check(cudaGetDevice(&device), "asking for the device");
-  check(cudaDeviceGetAttribute(&value, which, device), "asking for an attribute of the device");
-  return value;
-}
-
 }  // namespace
 
 const char* why_not(const DecoderModel& m) {
@@ -60,14 +39,21 @@ const char* why_not(const DecoderModel& m) {
   return "";
 }
 
+void check_can_decode(const DecoderModel& model) {
+  if (const char* reason = why_not(model); *reason != '\0') throw Error(std::string("CUDA: cannot decode: ") + reason);
+  if (device_attribute(cudaDevAttrComputeCapabilityMajor) < 9) {
+    throw Error("CUDA: this card is older than compute capability 9.0 (H100)");
+  }
+}
+
 struct Decoder::Parts {
   explicit Parts(DecoderModel given) : model(std::move(given)) {
     std::vector<LayerParams> table;
     for (const DecoderLayer& layer : model.layers) table.push_back(layer_params(layer));
     layers = DeviceArray<LayerParams>(std::span<const LayerParams>(table));
     // Every block must have rows of every matrix: exchange.cuh relies on it.
-    blocks = static_cast<int>(
-        std::min<std::int64_t>(attribute(cudaDevAttrMultiProcessorCount), std::min(model.n_embd, model.vocab) / 2));
+    blocks = static_cast<int>(std::min<std::int64_t>(device_attribute(cudaDevAttrMultiProcessorCount),
+                                                     std::min(model.n_embd, model.vocab) / 2));
     const auto c = static_cast<std::size_t>(model.n_embd), heads = static_cast<std::size_t>(model.n_head),
                kv_heads = static_cast<std::size_t>(model.n_kv_head), mlp = static_cast<std::size_t>(model.mlp_width);
     const std::size_t sizes[] = {
@@ -89,7 +75,7 @@ struct Decoder::Parts {
     logits = DeviceArray<float>(static_cast<std::size_t>(model.vocab));
     kernel =
         kernel_of(static_cast<int>((model.n_embd + 255) / 256), std::make_integer_sequence<int, kMostWidth / 256>());
-    shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    shared_bytes = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
     const int width = static_cast<int>(model.n_embd);
     slots = (shared_bytes - ring_offset(width, static_cast<int>(model.mlp_width))) / (2 * width + kRowPadding);
     if (slots < 5 * kTile) throw Error("CUDA: this card's shared memory is too small for the model");
@@ -152,10 +138,7 @@ struct Decoder::Parts {
 };
 
 Decoder::Decoder(DecoderModel model) {
-  if (const char* reason = why_not(model); *reason != '\0') throw Error(std::string("CUDA: cannot decode: ") + reason);
-  if (attribute(cudaDevAttrComputeCapabilityMajor) < 9) {
-    throw Error("CUDA: this card is older than compute capability 9.0 (H100)");
-  }
+  check_can_decode(model);
   parts_ = std::make_unique<Parts>(std::move(model));
 }
 Decoder::~Decoder() = default;

@@ -7,7 +7,8 @@
 
 namespace nanochat_x::cuda {
 
-/// One layer of a model on the card: device pointers to row-major bfloat16 matrices [N, K].
+/// One layer of a model on the card: device pointers to row-major bfloat16 matrices [N, K]. c_q, c_k and c_v lie one
+/// behind the other, as one matrix.
 struct DecoderLayer {
   const void *c_q = nullptr, *c_k = nullptr, *c_v = nullptr, *c_proj = nullptr, *c_fc = nullptr, *mlp_c_proj = nullptr;
   const void* value_embed = nullptr;  ///< bfloat16 [vocab, n_kv_head * 128]; null: none
@@ -39,6 +40,8 @@ struct DecoderCache {
 
 /// Why a model cannot be decoded by this kernel; empty: it can. Sizes alone count.
 const char* why_not(const DecoderModel& model);
+/// Throws Error if the model or this card is not one for the kernels.
+void check_can_decode(const DecoderModel& model);
 
 /// Decodes one sequence, a persistent kernel for any number of steps.
 class Decoder {

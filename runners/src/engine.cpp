@@ -14,7 +14,6 @@
 namespace nanochat_x {
 namespace {
 
-constexpr std::size_t kPrefillChunk = 256;
 constexpr std::int64_t kMostSamples = 65536;  // a slip of the finger must not fill the memory
 
 using Clock = std::chrono::steady_clock;
@@ -98,7 +97,7 @@ std::optional<Logits> prefill(Session& session, std::span<const TokenId> prompt,
   session.reserve(std::ssize(prompt));
   while (true) {
     if (interrupted(options)) return std::nullopt;
-    const auto piece = rest.first(std::min(rest.size(), kPrefillChunk));
+    const auto piece = rest.first(std::min(rest.size(), static_cast<std::size_t>(session.prefill_chunk())));
     Logits logits = session.prefill(piece, std::ssize(piece));
     rest = rest.subspan(piece.size());
     if (rest.empty()) return logits;

@@ -159,8 +159,9 @@ Logits Session::append_ragged(std::span<const std::int64_t> ids, std::int64_t le
   return logits;
 }
 
-Logits Session::prefill(std::span<const std::int64_t> ids, std::int64_t length, std::int64_t chunk) {
+Logits Session::prefill(std::span<const std::int64_t> ids, std::int64_t length, std::optional<std::int64_t> size) {
   check_usable();
+  const std::int64_t chunk = size.value_or(prefill_chunk());
   if (chunk < 1) throw Error("prefill needs a chunk of at least one token; got " + std::to_string(chunk));
   check_shape(ids, length);
   check_ids(ids, length, std::vector<std::int64_t>(tokens_.size(), length));  // all, before the first piece is fed
@@ -168,13 +169,13 @@ Logits Session::prefill(std::span<const std::int64_t> ids, std::int64_t length, 
   Logits logits;
   std::vector<std::int64_t> piece;
   for (std::int64_t begin = 0; begin < length; begin += chunk) {
-    const std::int64_t size = std::min(chunk, length - begin);
+    const std::int64_t count = std::min(chunk, length - begin);
     piece.clear();
     for (std::int64_t b = 0; b < rows(); ++b) {
-      const auto part = ids.subspan(index(b * length + begin), index(size));
+      const auto part = ids.subspan(index(b * length + begin), index(count));
       piece.insert(piece.end(), part.begin(), part.end());
     }
-    logits = append_last(piece, size);
+    logits = append_last(piece, count);
   }
   return logits;
 }

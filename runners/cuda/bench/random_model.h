@@ -105,9 +105,12 @@ inline RandomModel random_model(const RandomShape& s, std::uint64_t seed) {
     draw(layer.c_proj, s.n_embd * s.n_embd, of_c);
     draw(layer.c_fc, mlp * s.n_embd, of_c);
     draw(layer.mlp_c_proj, s.n_embd * mlp, of_mlp);
-    card.c_q = upload(layer.c_q);
-    card.c_k = upload(layer.c_k);
-    card.c_v = upload(layer.c_v);
+    std::vector<std::uint16_t> qkv = layer.c_q;
+    qkv.insert(qkv.end(), layer.c_k.begin(), layer.c_k.end());
+    qkv.insert(qkv.end(), layer.c_v.begin(), layer.c_v.end());
+    card.c_q = upload(qkv);
+    card.c_k = static_cast<const std::uint16_t*>(card.c_q) + layer.c_q.size();
+    card.c_v = static_cast<const std::uint16_t*>(card.c_k) + layer.c_k.size();
     card.c_proj = upload(layer.c_proj);
     card.c_fc = upload(layer.c_fc);
     card.mlp_c_proj = upload(layer.mlp_c_proj);

@@ -54,6 +54,8 @@ class Backend {
   /// `[B, R, vocab]`.
   virtual Logits step(const Step& step, Cache& cache) = 0;
   virtual std::unique_ptr<Cache> new_cache(std::int64_t rows, std::int64_t capacity) = 0;
+  /// Tokens of a row that a long prompt is fed in one step. More take more memory, and a step cannot be interrupted.
+  virtual std::int64_t prefill_chunk() const { return 256; }
 };
 
 /// How a model is to be run.

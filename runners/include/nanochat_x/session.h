@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -33,8 +34,10 @@ class Session {
                        std::span<const std::int64_t> logits_to_keep = {});
   /// As `append`, with logits of the last position alone `[rows, 1, vocab]`: the others are not computed.
   Logits append_last(std::span<const std::int64_t> ids, std::int64_t length);
-  /// Feeds a long sequence in pieces of at most `chunk`; returns logits of the last position alone `[rows, 1, vocab]`.
-  Logits prefill(std::span<const std::int64_t> ids, std::int64_t length, std::int64_t chunk = 256);
+  /// Feeds a long sequence in pieces of at most `chunk` (none: of what suits the backend); returns logits of the last
+  /// position alone `[rows, 1, vocab]`.
+  Logits prefill(std::span<const std::int64_t> ids, std::int64_t length, std::optional<std::int64_t> chunk = {});
+  std::int64_t prefill_chunk() const { return backend_->prefill_chunk(); }
 
   /// Makes the row `position` tokens long again (no longer than it is).
   void rollback(std::int64_t row, std::int64_t position);

@@ -1,0 +1,341 @@
+#include <algorithm>
+#include <span>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#include "attend_prompt.cuh"
+#include "attend_tokens.cuh"
+#include "check.h"
+#include "device_memory.h"
+#include "forward_pass.h"
+#include "layer_params.h"
+#include "matmul.h"
+#include "nanochat_x/error.h"
+#include "row_kernels.cuh"
+#include "stream.h"
+
+namespace nanochat_x::cuda {
+namespace {
+
+constexpr std::int64_t kMostLogitRows = 256;  // computed at a time: 33 MB at nanochat's vocabulary
+// Tokens a row from which on attention is by tiles of queries, 16 of which are one operand of the tensor cores.
+constexpr std::int64_t kPromptLength = 9;
+constexpr unsigned kElementThreads = 256;
+
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, std::size_t shared, cudaStream_t stream,
+            Arguments... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel, arguments...), "starting a kernel");
+}
+
+// One pass, without what its logits are copied to.
+struct Call {
+  std::int64_t rows, length, kept;
+  DecoderCache cache;  // of the pass's first row
+  cudaStream_t stream;
+
+  std::int64_t tokens() const { return rows * length; }
+  auto key() const { return std::tuple(rows, length, kept, cache.keys, cache.values, cache.rows, cache.capacity); }
+};
+
+unsigned ceil_div(std::int64_t a, std::int64_t b) { return static_cast<unsigned>((a + b - 1) / b); }
+
+}  // namespace
+
+std::vector<Pass> passes_of(std::int64_t batch, std::int64_t length, std::int64_t most) {
+  std::vector<Pass> passes;
+  const std::int64_t rows_at_once = std::max<std::int64_t>(1, most / length);
+  for (std::int64_t row = 0; row < batch; row += rows_at_once) {
+    for (std::int64_t column = 0; column < length; column += most) {
+      passes.push_back({row, std::min(rows_at_once, batch - row), column, std::min(most, length - column)});
+    }
+  }
+  return passes;
+}
+
+struct ForwardPass::Parts {
+  Parts(DecoderModel given, std::int64_t most)
+      : model(std::move(given)), most_tokens(most), heads(model.n_head + 2 * model.n_kv_head) {
+    for (const DecoderLayer& layer : model.layers) layers.push_back(layer_params(layer));
+    for (const LayerParams& layer : layers) {
+      if (layer.c_k != layer.c_q + model.n_embd * model.n_embd ||
+          layer.c_v != layer.c_k + model.n_kv_head * kHeadDim * model.n_embd) {
+        throw Error("CUDA: a layer's c_q, c_k and c_v do not lie one behind the other");
+      }
+    }
+    const auto array = [](auto& to, std::int64_t count) {
+      to = std::remove_reference_t<decltype(to)>(static_cast<std::size_t>(count));
+    };
+    const std::int64_t c = model.n_embd;
+    array(inputs, 4 * most);
+    array(x, most * c);
+    array(x0, most * c);
+    if (model.backout_layer >= 0) array(middle, most * c);
+    array(normed, most * c);
+    array(qkv, most * heads * kHeadDim);
+    array(attended, most * c);
+    array(hidden, most * model.mlp_width);
+    array(parts, kPartBlocks * kPartStride);
+    array(logits, std::min(most, kMostLogitRows) * model.vocab);
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(attend_prompt),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, kPromptShared),
+          "asking for shared memory");
+  }
+
+  void run(const Step& step, const Pass& pass, const DecoderCache& first, float* out, cudaStream_t stream) {
+    const std::int64_t row_bytes = model.n_kv_head * first.capacity * kHeadDim * 2 * pass.first_row;
+    Call call{pass.rows, pass.columns, 0, first, stream};
+    call.cache.keys = static_cast<char*>(first.keys) + row_bytes;
+    call.cache.values = static_cast<char*>(first.values) + row_bytes;
+    call.kept = upload(step, pass, stream);
+    if (pass.columns == 1 && call.kept <= kMostLogitRows) {
+      start_alike(call);
+    } else {
+      layers_of(call);
+    }
+    // The pass's columns of the kept ones, in each row.
+    const auto& kept = step.logits_to_keep;
+    const std::int64_t begin = std::ranges::lower_bound(kept, pass.first_column) - kept.begin();
+    const std::int64_t columns = pass.rows > 0 ? call.kept / pass.rows : 0, all = std::ssize(kept);
+    for (std::int64_t done = 0; done < call.kept; done += kMostLogitRows) {
+      const std::int64_t count = std::min(kMostLogitRows, call.kept - done);
+      if (pass.columns > 1 || call.kept > kMostLogitRows) head_of(call, done, count);
+      for (std::int64_t i = done; i < done + count;) {  // runs that lie together in `out`
+        const std::int64_t column = i % columns, here = std::min(columns - column, done + count - i);
+        const std::int64_t to = (pass.first_row + i / columns) * all + begin + column;
+        const std::int64_t together = columns == all ? done + count - i : here;
+        check(cudaMemcpyAsync(out + to * model.vocab, logits.data() + (i - done) * model.vocab,
+                              static_cast<std::size_t>(together * model.vocab) * sizeof(float), cudaMemcpyDefault,
+                              stream),
+              "reading logits");
+        i += together;
+      }
+    }
+  }
+
+  // Tokens, those before them, positions and the tokens whose logits are wanted, the number of which it returns.
+  std::int64_t upload(const Step& step, const Pass& pass, cudaStream_t stream) {
+    std::vector<int> host;
+    const auto id_at = [&](std::int64_t row, std::int64_t column) {
+      return static_cast<int>(step.input_ids[static_cast<std::size_t>(row * step.length + column)]);
+    };
+    const std::int64_t end = pass.first_row + pass.rows;
+    for (std::int64_t row = pass.first_row; row < end; ++row) {
+      for (std::int64_t i = 0; i < pass.columns; ++i) host.push_back(id_at(row, pass.first_column + i));
+    }
+    for (std::int64_t row = pass.first_row; row < end; ++row) {
+      for (std::int64_t i = pass.first_column; i < pass.first_column + pass.columns; ++i) {
+        host.push_back(i > 0 ? id_at(row, i - 1) : static_cast<int>(step.prev_ids[static_cast<std::size_t>(row)]));
+      }
+    }
+    for (std::int64_t row = pass.first_row; row < end; ++row) {
+      host.push_back(static_cast<int>(step.position[static_cast<std::size_t>(row)] + pass.first_column));
+    }
+    std::int64_t kept = 0;
+    for (std::int64_t row = 0; row < pass.rows; ++row) {
+      for (const std::int64_t column : step.logits_to_keep) {
+        if (column < pass.first_column || column >= pass.first_column + pass.columns) continue;
+        host.push_back(static_cast<int>(row * pass.columns + column - pass.first_column));
+        ++kept;
+      }
+    }
+    check(cudaMemcpyAsync(inputs.data(), host.data(), host.size() * sizeof(int), cudaMemcpyHostToDevice, stream),
+          "copying token ids");
+    return kept;
+  }
+
+  // A step of one token a row, as a graph if the last one was like it.
+  void start_alike(const Call& call) {
+    const auto all = [&] {
+      layers_of(call);
+      if (call.kept > 0) head_of(call, 0, call.kept);
+    };
+    if (last_key != call.key()) {
+      last_key = call.key();
+      graph = {};
+      all();
+      return;
+    }
+    if (!graph) graph = Graph(call.stream, all);
+    graph.start(call.stream);
+  }
+
+  PassTokens tokens_of(const Call& call) const {
+    const int* begin = inputs.data();
+    return {begin, begin + call.tokens(), begin + 2 * call.tokens(), static_cast<int>(call.length)};
+  }
+
+  void layers_of(const Call& call) {
+    embed(call);
+    for (std::size_t i = 0; i < layers.size(); ++i) layer(call, i);
+  }
+
+  void embed(const Call& call) {
+    EmbedParams p{};
+    p.tokens = tokens_of(call);
+    p.n_embd = static_cast<int>(model.n_embd);
+    p.wte = static_cast<const __nv_bfloat16*>(model.wte);
+    p.inverse_width = 1 / static_cast<float>(model.n_embd);
+    p.norm_eps = model.norm_eps;
+    p.smear_channels = static_cast<int>(model.smear_channels);
+    p.smear_gate = model.smear_gate;
+    p.smear_lambda = model.smear_lambda;
+    p.x = x.data();
+    p.x0 = x0.data();
+    launch(embed_rows, dim3(static_cast<unsigned>(call.tokens())), kRowThreads, 0, call.stream, p);
+  }
+
+  NormParams norm_params() {
+    NormParams p{};
+    p.n_embd = static_cast<int>(model.n_embd);
+    p.inverse_width = 1 / static_cast<float>(model.n_embd);
+    p.norm_eps = model.norm_eps;
+    p.x = x.data();
+    p.normed = normed.data();
+    return p;
+  }
+
+  void norm(const Call& call, const NormParams& p, std::int64_t rows) {
+    launch(norm_rows, dim3(static_cast<unsigned>(rows)), kRowThreads, 0, call.stream, p);
+  }
+
+  void layer(const Call& call, std::size_t index) {
+    using Output = Matmul::Output;
+    const LayerParams& w = layers[index];
+    const std::int64_t rows = call.tokens(), c = model.n_embd, mlp = model.mlp_width;
+    NormParams p = norm_params();
+    if (w.resid_lambda != 1 || w.x0_lambda != 0) {
+      p.other = x0.data();
+      p.own = w.resid_lambda;
+      p.share = w.x0_lambda;
+      p.keeps = true;
+    }
+    if (static_cast<std::int64_t>(index) == model.backout_layer + 1) p.middle = middle.data();
+    norm(call, p, rows);
+    matmul.multiply(normed.data(), w.c_q, qkv.data(), Output::bfloat16, rows, heads * kHeadDim, c, call.stream);
+    attention(call, index);
+    matmul.multiply(attended.data(), w.c_proj, x.data(), Output::add_float32, rows, c, c, call.stream);
+    norm(call, norm_params(), rows);
+    matmul.multiply(normed.data(), w.c_fc, hidden.data(), Output::bfloat16, rows, mlp, c, call.stream);
+    const std::int64_t eights = rows * mlp / 8;
+    launch(square_relu, dim3(ceil_div(eights, kElementThreads)), kElementThreads, 0, call.stream,
+           reinterpret_cast<uint4*>(hidden.data()), static_cast<int>(eights));
+    matmul.multiply(hidden.data(), w.mlp_c_proj, x.data(), Output::add_float32, rows, c, mlp, call.stream);
+  }
+
+  void attention(const Call& call, std::size_t index) {
+    const LayerParams& w = layers[index];
+    const std::int64_t cache_head = call.cache.capacity * kHeadDim, cache_row = cache_head * model.n_kv_head;
+    const std::int64_t cache_layer = cache_row * call.cache.rows * static_cast<std::int64_t>(index);
+    HeadParams h{};
+    h.tokens = tokens_of(call);
+    h.n_head = static_cast<int>(model.n_head);
+    h.n_kv_head = static_cast<int>(model.n_kv_head);
+    h.n_embd = static_cast<int>(model.n_embd);
+    h.norm_eps = model.norm_eps;
+    h.qk_scale = model.qk_scale;
+    h.cos = model.cos;
+    h.sin = model.sin;
+    h.normed = normed.data();
+    h.value_embed = w.value_embed;
+    h.ve_gate = w.ve_gate;
+    h.gate_channels = static_cast<int>(model.gate_channels);
+    h.gate_scale = model.gate_scale;
+    h.qkv = qkv.data();
+    h.keys = static_cast<__nv_bfloat16*>(call.cache.keys) + cache_layer;
+    h.values = static_cast<__nv_bfloat16*>(call.cache.values) + cache_layer;
+    h.cache_row = cache_row;
+    h.cache_head = cache_head;
+    launch(prepare_heads, dim3(static_cast<unsigned>(call.tokens()), ceil_div(heads, kHeadsAtOnce)),
+           kHeadsAtOnce * kHeadLanes, 0, call.stream, h);
+    AttendParams a{};
+    a.q = qkv.data();
+    a.keys = h.keys;
+    a.values = h.values;
+    a.q_stride = heads * kHeadDim;
+    a.cache_row = cache_row;
+    a.cache_head = cache_head;
+    a.position = h.tokens.position;
+    a.length = static_cast<int>(call.length);
+    a.capacity = static_cast<int>(call.cache.capacity);
+    a.n_head = h.n_head;
+    a.group = h.n_head / h.n_kv_head;
+    a.window = w.window;
+    a.out = attended.data();
+    a.parts = parts.data();
+    attend(call, a);
+  }
+
+  void attend(const Call& call, const AttendParams& a) {
+    const auto head_count = static_cast<unsigned>(a.n_head), queries = static_cast<unsigned>(call.tokens());
+    if (call.length >= kPromptLength) {
+      launch(attend_prompt, dim3(head_count, static_cast<unsigned>(call.rows), ceil_div(call.length, kQueryTile)),
+             kPromptThreads, kPromptShared, call.stream, a);
+      return;
+    }
+    const auto pieces =
+        static_cast<unsigned>(std::clamp<std::int64_t>(kPartBlocks / (model.n_head * call.tokens()), 1, kMostPieces));
+    launch(attend_tokens, dim3(pieces, head_count, queries), kTokenThreads, 0, call.stream, a);
+    if (pieces > 1) {
+      launch(join_pieces, dim3(head_count, queries), kHeadDim, 0, call.stream, static_cast<const float*>(a.parts),
+             static_cast<int>(pieces), a.out);
+    }
+  }
+
+  // The logits of `count` of the tokens that are wanted, from the one of number `begin` on.
+  void head_of(const Call& call, std::int64_t begin, std::int64_t count) {
+    NormParams p = norm_params();
+    p.rows = inputs.data() + 2 * call.tokens() + call.rows + begin;
+    if (model.backout_layer >= 0) {
+      // What the last layer left is not kept by a layer behind it.
+      p.other = model.backout_layer + 1 < std::ssize(layers) ? middle.data() : x.data();
+      p.own = 1;
+      p.share = -model.backout_lambda;
+    }
+    norm(call, p, count);
+    matmul.multiply(normed.data(), model.lm_head, logits.data(), Matmul::Output::float32, count, model.vocab,
+                    model.n_embd, call.stream);
+    if (model.softcap <= 0) return;
+    const std::int64_t pairs = count * model.vocab / 2;
+    launch(cap_logits, dim3(ceil_div(pairs, kElementThreads)), kElementThreads, 0, call.stream,
+           reinterpret_cast<float2*>(logits.data()), static_cast<int>(pairs), model.softcap);
+  }
+
+  // Blocks of attention that are enough for the card: fewer queries have their keys split.
+  static constexpr std::int64_t kPartBlocks = 512;
+
+  DecoderModel model;
+  std::int64_t most_tokens, heads;  // heads: of queries, keys and values
+  std::vector<LayerParams> layers;
+  Matmul matmul;
+  DeviceArray<int> inputs;           // a pass's tokens, as `upload` lays them out
+  DeviceArray<float> x, x0, middle;  // [tokens, n_embd]: the residual stream, the embedding, the layer to back out
+  DeviceArray<__nv_bfloat16> normed, qkv, attended, hidden;
+  DeviceArray<float> parts, logits;
+  Graph graph;
+  decltype(std::declval<Call>().key()) last_key{};
+};
+
+ForwardPass::ForwardPass(DecoderModel model, std::int64_t most_tokens) {
+  check_can_decode(model);
+  if (most_tokens < 1) throw Error("CUDA: a pass has at least one token, not " + std::to_string(most_tokens));
+  parts_ = std::make_unique<Parts>(std::move(model), most_tokens);
+}
+ForwardPass::~ForwardPass() = default;
+ForwardPass::ForwardPass(ForwardPass&&) noexcept = default;
+ForwardPass& ForwardPass::operator=(ForwardPass&&) noexcept = default;
+
+void ForwardPass::step(const Step& step, const DecoderCache& cache, float* logits, void* stream) {
+  for (const Pass& pass : passes_of(step.batch, step.length, parts_->most_tokens)) {
+    parts_->run(step, pass, cache, logits, static_cast<cudaStream_t>(stream));
+  }
+}
+
+}  // namespace nanochat_x::cuda
