@@ -9,6 +9,7 @@
 
 #include "attend_params.h"
 #include "decode_params.h"
+#include "dependent.cuh"
 #include "packed.cuh"
 
 namespace nanochat_x::cuda {
@@ -90,29 +91,12 @@ struct WarpPart {
   }
 };
 
-// Grid: pieces, heads, queries.
-__global__ void __launch_bounds__(kTokenThreads) attend_tokens(const __grid_constant__ AttendParams p) {
+// Adds up the warps' parts, and writes the query's output, or what this piece of the keys has of it.
+__device__ inline void write_query(const AttendParams& p, const WarpPart& part, int row, int head, int piece,
+                                   int pieces) {
   __shared__ alignas(16) float sums[kTokenWarps][kHeadDim];
   __shared__ float tops[kTokenWarps], totals[kTokenWarps];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const int piece = static_cast<int>(blockIdx.x), pieces = static_cast<int>(gridDim.x);
-  const int head = static_cast<int>(blockIdx.y), row = static_cast<int>(blockIdx.z);
-  const int position = p.position[row / p.length] + row % p.length;
-  const int first = max(0, position - p.window), count = position + 1 - first;
-  const int each = (count + pieces - 1) / pieces;
-  const int begin = first + min(piece * each, count), end = min(begin + each, position + 1);
-  const long long from = row / p.length * p.cache_row + head / p.group * p.cache_head;
-
-  float q[16];
-  Sixteen raw;
-  raw.load(p.q + row * p.q_stride + head * kHeadDim + 16 * (lane % 8));
-  constexpr float kScale = 1.4426950408889634F * 0.08838834764831845F;  // log2(e) / sqrt(128)
-  raw.each([&](int i, float2 two) {
-    q[2 * i] = two.x * kScale;
-    q[2 * i + 1] = two.y * kScale;
-  });
-  WarpPart part;
-  part.attend(q, p.keys + from, p.values + from, begin, end);
   if (lane < 8) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -148,8 +132,33 @@ __global__ void __launch_bounds__(kTokenThreads) attend_tokens(const __grid_cons
   }
 }
 
+// Grid: pieces, heads, queries.
+__global__ void __launch_bounds__(kTokenThreads) attend_tokens(const __grid_constant__ AttendParams p) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int piece = static_cast<int>(blockIdx.x), pieces = static_cast<int>(gridDim.x);
+  const int head = static_cast<int>(blockIdx.y), row = static_cast<int>(blockIdx.z);
+  const int position = p.position[row / p.length] + row % p.length;
+  const int first = max(0, position - p.window), count = position + 1 - first;
+  const int each = (count + pieces - 1) / pieces;
+  const int begin = first + min(piece * each, count), end = min(begin + each, position + 1);
+  const long long from = row / p.length * p.cache_row + head / p.group * p.cache_head;
+  float q[16];
+  Sixteen raw;
+  raw.load(p.q + row * p.q_stride + head * kHeadDim + 16 * (lane % 8));
+  constexpr float kScale = 1.4426950408889634F * 0.08838834764831845F;  // log2(e) / sqrt(128)
+  raw.each([&](int i, float2 two) {
+    q[2 * i] = two.x * kScale;
+    q[2 * i + 1] = two.y * kScale;
+  });
+  WarpPart part;
+  part.attend(q, p.keys + from, p.values + from, begin, end);
+  write_query(p, part, row, head, piece, pieces);
+}
+
 // Grid: heads, queries. A thread has a dim.
 __global__ void __launch_bounds__(kHeadDim) join_pieces(const float* parts, int pieces, __nv_bfloat16* out) {
+  allow_dependent();
+  await_dependence();
   const long long which = static_cast<long long>(blockIdx.y) * gridDim.x + blockIdx.x;
   parts += which * pieces * kPartStride;
   float top = -INFINITY;

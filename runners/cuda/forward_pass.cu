@@ -6,10 +6,12 @@
 #include <utility>
 
 #include "attend_prompt.cuh"
+#include "attend_step.cuh"
 #include "attend_tokens.cuh"
 #include "check.h"
 #include "device_memory.h"
 #include "forward_pass.h"
+#include "launch.h"
 #include "layer_params.h"
 #include "matmul.h"
 #include "nanochat_x/error.h"
@@ -23,17 +25,6 @@ constexpr std::int64_t kMostLogitRows = 256;  // computed at a time: 33 MB at na
 // Tokens a row from which on attention is by tiles of queries, 16 of which are one operand of the tensor cores.
 constexpr std::int64_t kPromptLength = 9;
 constexpr unsigned kElementThreads = 256;
-
-template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, std::size_t shared, cudaStream_t stream,
-            Arguments... arguments) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared;
-  config.stream = stream;
-  check(cudaLaunchKernelEx(&config, kernel, arguments...), "starting a kernel");
-}
 
 // One pass, without what its logits are copied to.
 struct Call {
@@ -177,6 +168,8 @@ struct ForwardPass::Parts {
     for (std::size_t i = 0; i < layers.size(); ++i) layer(call, i);
   }
 
+  static bool has_lambdas(const LayerParams& w) { return w.resid_lambda != 1 || w.x0_lambda != 0; }
+
   void embed(const Call& call) {
     EmbedParams p{};
     p.tokens = tokens_of(call);
@@ -189,7 +182,8 @@ struct ForwardPass::Parts {
     p.smear_lambda = model.smear_lambda;
     p.x = x.data();
     p.x0 = x0.data();
-    launch(embed_rows, dim3(static_cast<unsigned>(call.tokens())), kRowThreads, 0, call.stream, p);
+    launch({.grid = dim3(static_cast<unsigned>(call.tokens())), .threads = kRowThreads, .stream = call.stream},
+           embed_rows, p);
   }
 
   NormParams norm_params() {
@@ -203,7 +197,9 @@ struct ForwardPass::Parts {
   }
 
   void norm(const Call& call, const NormParams& p, std::int64_t rows) {
-    launch(norm_rows, dim3(static_cast<unsigned>(rows)), kRowThreads, 0, call.stream, p);
+    launch(
+        {.grid = dim3(static_cast<unsigned>(rows)), .threads = kRowThreads, .stream = call.stream, .dependent = true},
+        norm_rows, p);
   }
 
   void layer(const Call& call, std::size_t index) {
@@ -211,7 +207,7 @@ struct ForwardPass::Parts {
     const LayerParams& w = layers[index];
     const std::int64_t rows = call.tokens(), c = model.n_embd, mlp = model.mlp_width;
     NormParams p = norm_params();
-    if (w.resid_lambda != 1 || w.x0_lambda != 0) {
+    if (has_lambdas(w)) {
       p.other = x0.data();
       p.own = w.resid_lambda;
       p.share = w.x0_lambda;
@@ -225,15 +221,16 @@ struct ForwardPass::Parts {
     norm(call, norm_params(), rows);
     matmul.multiply(normed.data(), w.c_fc, hidden.data(), Output::bfloat16, rows, mlp, c, call.stream);
     const std::int64_t eights = rows * mlp / 8;
-    launch(square_relu, dim3(ceil_div(eights, kElementThreads)), kElementThreads, 0, call.stream,
-           reinterpret_cast<uint4*>(hidden.data()), static_cast<int>(eights));
+    launch({.grid = dim3(ceil_div(eights, kElementThreads)),
+            .threads = kElementThreads,
+            .stream = call.stream,
+            .dependent = true},
+           square_relu, reinterpret_cast<uint4*>(hidden.data()), static_cast<int>(eights));
     matmul.multiply(hidden.data(), w.mlp_c_proj, x.data(), Output::add_float32, rows, c, mlp, call.stream);
   }
 
-  void attention(const Call& call, std::size_t index) {
+  HeadParams head_params(const Call& call, std::size_t index) {
     const LayerParams& w = layers[index];
-    const std::int64_t cache_head = call.cache.capacity * kHeadDim, cache_row = cache_head * model.n_kv_head;
-    const std::int64_t cache_layer = cache_row * call.cache.rows * static_cast<std::int64_t>(index);
     HeadParams h{};
     h.tokens = tokens_of(call);
     h.n_head = static_cast<int>(model.n_head);
@@ -249,44 +246,74 @@ struct ForwardPass::Parts {
     h.gate_channels = static_cast<int>(model.gate_channels);
     h.gate_scale = model.gate_scale;
     h.qkv = qkv.data();
-    h.keys = static_cast<__nv_bfloat16*>(call.cache.keys) + cache_layer;
-    h.values = static_cast<__nv_bfloat16*>(call.cache.values) + cache_layer;
-    h.cache_row = cache_row;
-    h.cache_head = cache_head;
-    launch(prepare_heads, dim3(static_cast<unsigned>(call.tokens()), ceil_div(heads, kHeadsAtOnce)),
-           kHeadsAtOnce * kHeadLanes, 0, call.stream, h);
+    h.cache_head = call.cache.capacity * kHeadDim;
+    h.cache_row = h.cache_head * model.n_kv_head;
+    const std::int64_t layer = h.cache_row * call.cache.rows * static_cast<std::int64_t>(index);
+    h.keys = static_cast<__nv_bfloat16*>(call.cache.keys) + layer;
+    h.values = static_cast<__nv_bfloat16*>(call.cache.values) + layer;
+    return h;
+  }
+
+  AttendParams attend_params(const Call& call, const HeadParams& h, int window) {
     AttendParams a{};
     a.q = qkv.data();
     a.keys = h.keys;
     a.values = h.values;
     a.q_stride = heads * kHeadDim;
-    a.cache_row = cache_row;
-    a.cache_head = cache_head;
+    a.cache_row = h.cache_row;
+    a.cache_head = h.cache_head;
     a.position = h.tokens.position;
     a.length = static_cast<int>(call.length);
     a.capacity = static_cast<int>(call.cache.capacity);
     a.n_head = h.n_head;
     a.group = h.n_head / h.n_kv_head;
-    a.window = w.window;
+    a.window = window;
     a.out = attended.data();
     a.parts = parts.data();
-    attend(call, a);
+    return a;
   }
 
-  void attend(const Call& call, const AttendParams& a) {
+  void attention(const Call& call, std::size_t index) {
+    const HeadParams h = head_params(call, index);
+    const AttendParams a = attend_params(call, h, layers[index].window);
     const auto head_count = static_cast<unsigned>(a.n_head), queries = static_cast<unsigned>(call.tokens());
-    if (call.length >= kPromptLength) {
-      launch(attend_prompt, dim3(head_count, static_cast<unsigned>(call.rows), ceil_div(call.length, kQueryTile)),
-             kPromptThreads, kPromptShared, call.stream, a);
+    if (call.length == 1) {  // keys and values are made by the blocks that read those before them
+      launch({.grid = dim3(pieces_of(call), head_count, queries),
+              .threads = kTokenThreads,
+              .stream = call.stream,
+              .dependent = true},
+             attend_step, AttendStepParams{h, a});
+      join(call, a);
       return;
     }
-    const auto pieces =
-        static_cast<unsigned>(std::clamp<std::int64_t>(kPartBlocks / (model.n_head * call.tokens()), 1, kMostPieces));
-    launch(attend_tokens, dim3(pieces, head_count, queries), kTokenThreads, 0, call.stream, a);
-    if (pieces > 1) {
-      launch(join_pieces, dim3(head_count, queries), kHeadDim, 0, call.stream, static_cast<const float*>(a.parts),
-             static_cast<int>(pieces), a.out);
+    launch({.grid = dim3(queries, ceil_div(heads, kHeadsAtOnce)),
+            .threads = kHeadsAtOnce * kHeadLanes,
+            .stream = call.stream},
+           prepare_heads, h);
+    if (call.length >= kPromptLength) {
+      const dim3 grid(head_count, static_cast<unsigned>(call.rows), ceil_div(call.length, kQueryTile));
+      launch({.grid = grid, .threads = kPromptThreads, .stream = call.stream, .shared = kPromptShared}, attend_prompt,
+             a);
+      return;
     }
+    launch({.grid = dim3(pieces_of(call), head_count, queries), .threads = kTokenThreads, .stream = call.stream},
+           attend_tokens, a);
+    join(call, a);
+  }
+
+  // Into how many pieces the keys of a query are split.
+  unsigned pieces_of(const Call& call) const {
+    return static_cast<unsigned>(
+        std::clamp<std::int64_t>(kPartBlocks / (model.n_head * call.tokens()), 1, kMostPieces));
+  }
+
+  void join(const Call& call, const AttendParams& a) {
+    if (pieces_of(call) == 1) return;
+    launch({.grid = dim3(static_cast<unsigned>(a.n_head), static_cast<unsigned>(call.tokens())),
+            .threads = kHeadDim,
+            .stream = call.stream,
+            .dependent = true},
+           join_pieces, static_cast<const float*>(a.parts), static_cast<int>(pieces_of(call)), a.out);
   }
 
   // The logits of `count` of the tokens that are wanted, from the one of number `begin` on.
@@ -304,8 +331,8 @@ struct ForwardPass::Parts {
                     model.n_embd, call.stream);
     if (model.softcap <= 0) return;
     const std::int64_t pairs = count * model.vocab / 2;
-    launch(cap_logits, dim3(ceil_div(pairs, kElementThreads)), kElementThreads, 0, call.stream,
-           reinterpret_cast<float2*>(logits.data()), static_cast<int>(pairs), model.softcap);
+    launch({.grid = dim3(ceil_div(pairs, kElementThreads)), .threads = kElementThreads, .stream = call.stream},
+           cap_logits, reinterpret_cast<float2*>(logits.data()), static_cast<int>(pairs), model.softcap);
   }
 
   // Blocks of attention that are enough for the card: fewer queries have their keys split.

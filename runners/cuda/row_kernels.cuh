@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "decode_params.h"
+#include "dependent.cuh"
 #include "packed.cuh"
 
 namespace nanochat_x::cuda {
@@ -122,6 +123,8 @@ struct NormParams {
 };
 
 __global__ void __launch_bounds__(kRowThreads) norm_rows(const __grid_constant__ NormParams p) {
+  allow_dependent();
+  await_dependence();
   const int row = p.rows != nullptr ? p.rows[blockIdx.x] : static_cast<int>(blockIdx.x);
   const long long begin = static_cast<long long>(row) * p.n_embd;
   float4 x[kRowQuads] = {};
@@ -212,6 +215,8 @@ __global__ void __launch_bounds__(kHeadsAtOnce* kHeadLanes) prepare_heads(const 
 
 // values = relu(values)^2, of `count` groups of eight
 __global__ void square_relu(uint4* values, int count) {
+  allow_dependent();
+  await_dependence();
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (i >= count) return;
   const auto squared = [](std::uint32_t two) {

@@ -2,6 +2,7 @@
 // read bandwidth. Exit code 1 if the logits are wrong.
 //
 //   pass_bench          all of it
+//   pass_bench speed    without the checks
 //   pass_bench once     one prompt and one step of a batch at d20, for a profiler
 
 #include <cstdio>
@@ -173,10 +174,17 @@ bool check_all() {
       {"three ragged rows, passes of 40", tiny, 40, {1, 90, 63}, {1, 19, 50, 1, 1}},
       {"64 ragged rows", tiny, 2048, staggered, {1, 1, 1, 2}},
       {"300 rows", {3, 256, 2, 2, 512, 64, 16}, 512, std::vector<std::int64_t>(300), {2, 1, 1, 1}},
+      {"12 rows", tiny, 2048, std::vector<std::int64_t>(staggered.begin(), staggered.begin() + 12), {1, 1, 1}},
+      {"generation classic, 30 rows",
+       {3, 512, 4, 4, 1024, 64, 0, true},
+       2048,
+       std::vector<std::int64_t>(30),
+       {1, 1, 1}},
       {"generation classic", {3, 512, 4, 4, 1024, 512, 0, true}, 2048, {150, 3}, {1, 1, 1, 200}},
       {"grouped heads", {4, 768, 6, 2, 1000, 512, 130}, 2048, {150, 3}, {1, 1, 1, 240, 7}},
       {"widest", {2, 2048, 16, 16, 2048, 512, 130}, 2048, {1, 20}, {1, 70}},
       {"d20", {20, 1280, 10, 10, 32768, 128, 16}, 2048, {40}, {3, 1}},
+      {"d20, 33 rows", {20, 1280, 10, 10, 32768, 128, 16}, 2048, std::vector<std::int64_t>(33), {1, 1}},
   };
   bool good = true;
   for (const Scenario& scenario : scenarios) {
@@ -319,7 +327,7 @@ int main_of(std::string_view part) {
     loaded.stream.wait("computing");
     return 0;
   }
-  if (!check_all()) {
+  if (part != "speed" && !check_all()) {
     std::printf("error: a pass over many tokens is wrong\n");
     return 1;
   }
