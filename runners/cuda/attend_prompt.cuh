@@ -67,6 +67,13 @@ __device__ inline uint4 load_transposed(std::uint32_t address) {
   return m;
 }
 
+// 2^x; what would be denormal is 0, which exp2f takes three more instructions not to say.
+__device__ inline float power_of_two(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
 // sum += a * b: 16 x 16 times 16 x 8
 __device__ inline void multiply_tile(float4& sum, const uint4& a, std::uint32_t b0, std::uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -160,14 +167,14 @@ class QueryTile {
       top[i] = fmaxf(top[i], __shfl_xor_sync(~0U, top[i], 1));
       top[i] = fmaxf(top[i], __shfl_xor_sync(~0U, top[i], 2));
       shift[i] = top[i] == -INFINITY ? 0 : top[i] * kScoreScale;  // nothing seen yet: all exponentials are 0
-      fade[i] = exp2f(largest_[i] * kScoreScale - shift[i]);
+      fade[i] = power_of_two(largest_[i] * kScoreScale - shift[i]);
       largest_[i] = top[i];
       total_[i] *= fade[i];
     }
 #pragma unroll
     for (float4& s : score) {
-      s = make_float4(exp2f(s.x * kScoreScale - shift[0]), exp2f(s.y * kScoreScale - shift[0]),
-                      exp2f(s.z * kScoreScale - shift[1]), exp2f(s.w * kScoreScale - shift[1]));
+      s = make_float4(power_of_two(s.x * kScoreScale - shift[0]), power_of_two(s.y * kScoreScale - shift[0]),
+                      power_of_two(s.z * kScoreScale - shift[1]), power_of_two(s.w * kScoreScale - shift[1]));
       total_[0] += s.x + s.y;
       total_[1] += s.z + s.w;
     }

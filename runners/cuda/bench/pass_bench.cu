@@ -235,6 +235,12 @@ double keys_seen(const DecoderModel& model, std::int64_t begin, std::int64_t end
   return seen;
 }
 
+std::size_t free_bytes() {
+  std::size_t free = 0, all = 0;
+  check(cudaMemGetInfo(&free, &all), "asking for free memory");
+  return free;
+}
+
 // One card's model with room for `rows` sequences.
 struct Loaded {
   RandomShape shape;
@@ -268,6 +274,17 @@ struct Loaded {
               cache.from(0), logits.data(), stream.get());
   }
 };
+
+// What a pass takes of the card besides weights and cache, once its kernels have run.
+void memory_taken(Loaded& loaded) {
+  const std::size_t before = free_bytes();
+  ForwardPass pass(loaded.model.card);
+  const std::size_t taken = before - free_bytes();
+  const double weights =
+      2 * (weights_of_layers(loaded.shape) + 2.0 * static_cast<double>(loaded.shape.vocab * loaded.shape.n_embd));
+  std::printf("d%ld passes take %.0f MB of the card, %.1f %% of what matrices and wte do\n", loaded.shape.n_layer,
+              static_cast<double>(taken) / 1e6, 100 * static_cast<double>(taken) / weights);
+}
 
 void prompt_speed(Loaded& loaded, double rate) {
   const RandomShape& s = loaded.shape;
@@ -339,6 +356,7 @@ int main_of(std::string_view part) {
   }
   Loaded large(kD20, 64);
   prompt_speed(large, rate);
+  memory_taken(large);
   batch_speed(large, bandwidth);
   return 0;
 }
