@@ -8,8 +8,9 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from nanochat_x.capture import Captured
 from nanochat_x.compiler import find_compiler
 from nanochat_x.console import Progress, format_size
 from nanochat_x.errors import LoweringError
+from nanochat_x.forked import LostProcessError, side_by_side
 from nanochat_x.operators import SCHEMAS
 from nanochat_x.target import Lowered, Machine
 from nanochat_x.targets.quiet import quiet
@@ -83,29 +85,35 @@ class Aoti:
     def lower(self, captured: Captured, folder: Path, progress: Progress) -> Lowered:
         """Compiles the programs into `folder`. Raises LoweringError if the compiler fails."""
         programs = captured.programs()
-        files: dict[str, str] = {}
+        files = {role: f"{role}.so" for role in programs}
         # The compiler works in a folder of ours, never in the user's cache: an interrupted one cannot reach us.
-        with tempfile.TemporaryDirectory(prefix="nanochat_x-aoti-") as scratch, quiet(), _cache_dir(Path(scratch)):
-            for role, program in programs.items():
-                with progress.stage(f"compile {role}") as stage:
-                    path = folder / f"{role}.so"
-                    # One token is little work but for the products, whose kernels have threads of their own: to wake
-                    # threads for each small loop between them costs more than the loop.
-                    serial = role == "decode" and bool(self.operators)
-                    shutil.move(self._compile(program, Path(scratch) / path.name, serial_loops=serial), path)
-                    stage.detail(format_size(path.stat().st_size))
-                files[role] = path.name
+        with (
+            tempfile.TemporaryDirectory(prefix="nanochat_x-aoti-") as scratch,
+            quiet(),
+            _cache_dir(Path(scratch)),
+            progress.stage(f"compile {', '.join(programs)}") as stage,
+        ):
+            simdlen = _simdlen(self.march)  # once for all of them: it compiles some programs
+            compilations = [
+                partial(self._compile, program, Path(scratch) / files[role], self._options(role, simdlen))
+                for role, program in programs.items()
+            ]
+            for path in _side_by_side(compilations):
+                shutil.move(path, folder / path.name)
+            stage.detail(format_size(sum((folder / name).stat().st_size for name in files.values())))
         constants: dict[str, torch.Tensor] = {}
         for program in programs.values():
             constants |= _constants(program)
         return Lowered(programs=files, weights=constants, machine=self.machine)
 
-    def _compile(self, program: ExportedProgram, path: Path, *, serial_loops: bool = False) -> Path:
+    def _compile(self, program: ExportedProgram, path: Path, options: dict[str, Any]) -> Path:
         module = program.module(check_guards=False)
         args, kwargs = program.example_inputs
         try:
             with torch.no_grad():
-                torch._inductor.aot_compile(module, args, kwargs, options=self._options(path, serial_loops))
+                torch._inductor.aot_compile(
+                    module, args, kwargs, options={"aot_inductor.output_path": str(path), **options}
+                )
         except OSError:
             raise
         except Exception as error:  # the compiler raises many types, none with a common base
@@ -114,9 +122,11 @@ class Aoti:
             raise LoweringError(f"AOTInductor wrote no {path.name}")
         return path
 
-    def _options(self, target: Path, serial_loops: bool) -> dict[str, Any]:
+    def _options(self, role: str, simdlen: int | None) -> dict[str, Any]:
+        # One token is little work but for the products, whose kernels have threads of their own: to wake threads for
+        # each small loop between them costs more than the loop.
+        serial_loops = role == "decode" and bool(self.operators)
         options: dict[str, Any] = {
-            "aot_inductor.output_path": str(target),
             # Several programs use one set of weights: the runner maps one file and lends it to all of them.
             "aot_inductor.package_constants_in_so": False,
             "always_keep_tensor_constants": True,
@@ -124,10 +134,10 @@ class Aoti:
             **({"cpp.threads": 1} if serial_loops else {"cpp.dynamic_threads": True}),
             "cpp.march": self.march,
             "cpp.cxx": (None, find_compiler()),
+            "compile_threads": 1,  # a pool of processes for kernels that are compiled one by one, as here none are
             # Own operators are calls of C functions that the runner has (runners/backends/operators_c.cpp).
             "aot_inductor.custom_ops_to_c_shims": {op: [declaration] for op, declaration in C_FUNCTIONS.items()},
         }
-        simdlen = _simdlen(self.march)
         if simdlen is not None:
             options["cpp.simdlen"] = simdlen
         return options
@@ -148,6 +158,14 @@ def make_target(*, will_run: bool = False, march: str = "native", kernels: str =
 def quantized_tensors(bundle: Path) -> dict[str, torch.Tensor]:
     """The tensors of a bundle's quantised matrices, as `quantize` names them. Raises OSError."""
     return {name.removeprefix("model."): tensor for name, tensor in load_file(bundle / WEIGHTS).items()}
+
+
+def _side_by_side(compilations: Sequence[Callable[[], Path]]) -> list[Path]:
+    """`side_by_side`, where a lost process is the compiler's failure."""
+    try:
+        return side_by_side(compilations)
+    except LostProcessError as error:
+        raise LoweringError(f"AOTInductor failed: {error}", remedy="it may have run out of memory") from error
 
 
 def _constants(program: ExportedProgram) -> dict[str, torch.Tensor]:
