@@ -59,10 +59,11 @@ class Engine {
   /// Keeps references: all three must outlive the engine.
   Engine(Backend& backend, const Manifest& manifest, const Tokenizer& tokenizer);
 
-  /// Continues `prompt` (1 to max_seq_len ids). A sample's tokens do not depend on `num_samples`. The prompt is
-  /// prefilled once, whatever num_samples is; with one sample, what the last call left in the cache and the prompt
-  /// begins with is not computed again (a conversation's turns). Throws Error, before anything is computed, for an
-  /// empty or too long prompt, an id or an option out of range.
+  /// Continues `prompt` (1 to max_seq_len ids). A sample's tokens do not depend on `num_samples` (but for roundings
+  /// where a backend computes one row by another kernel than several: bfloat16 on a card). The prompt is prefilled
+  /// once, whatever num_samples is; with one sample, what the last call left in the cache and the prompt begins with is
+  /// not computed again (a conversation's turns). Throws Error, before anything is computed, for an empty or too long
+  /// prompt, an id or an option out of range.
   Generation generate(const std::vector<TokenId>& prompt, const GenerateOptions& options, const OnToken& on_token = {});
 
  private:
