@@ -133,7 +133,6 @@ __device__ inline void attend(AttentionMemory& memory, const HeadVector& query, 
                               const __nv_bfloat16* keys_from, const __nv_bfloat16* values_from, int count, bool has_new,
                               Word* partial, Word* lse, int copy_stride, unsigned flag) {
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
-  constexpr float kScale = 1.4426950408889634F * 0.08838834764831845F;  // log2(e) / sqrt(128)
   float* own = memory.query[warp];
   query.store(own);
   __syncwarp();
@@ -151,9 +150,8 @@ __device__ inline void attend(AttentionMemory& memory, const HeadVector& query, 
       if (32 * i < here) {
         const float* dims = own + 16 * (thread % 8);
         float score = dot8(block.keys[i][0], dims) + dot8(block.keys[i][1], dims + 8);
-#pragma unroll
-        for (int distance = 1; distance < 8; distance *= 2) score += __shfl_xor_sync(~0U, score, distance);
-        if (thread % 8 == 0 && 32 * i + thread / 8 < here) memory.score[32 * i + thread / 8] = score * kScale;
+        score = lanes_sum<8>(score);
+        if (thread % 8 == 0 && 32 * i + thread / 8 < here) memory.score[32 * i + thread / 8] = score * kScoreScale;
       }
     }
     const bool with_new = has_new && begin == 0;
@@ -161,7 +159,7 @@ __device__ inline void attend(AttentionMemory& memory, const HeadVector& query, 
       const float2 ka = *reinterpret_cast<const float2*>(memory.key + 2 * lane);
       const float2 kb = *reinterpret_cast<const float2*>(memory.key + kHeadDim / 2 + 2 * lane);
       const float score = warp_sum(ka.x * query.a.x + ka.y * query.a.y + kb.x * query.b.x + kb.y * query.b.y);
-      if (lane == 0) memory.score[kSplitKeys] = score * kScale;
+      if (lane == 0) memory.score[kSplitKeys] = score * kScoreScale;
     }
     consumers_sync();
     // Every warp looks at all scores: a reduction between warps would take another barrier.

@@ -16,10 +16,9 @@
 namespace nanochat_x::cuda {
 
 inline constexpr int kQueryTile = 64, kKeyTile = 64, kPromptThreads = 128;
-inline constexpr int kChunks = kHeadDim / 8;                                      // of 16 bytes, in a key
-inline constexpr int kTileBytes = kKeyTile * kHeadDim * 2;                        // of keys or of values
-inline constexpr int kPromptShared = 4 * kTileBytes;                              // two of each
-inline constexpr float kScoreScale = 1.4426950408889634F * 0.08838834764831845F;  // log2(e) / sqrt(128)
+inline constexpr int kChunks = kHeadDim / 8;                // of 16 bytes, in a key
+inline constexpr int kTileBytes = kKeyTile * kHeadDim * 2;  // of keys or of values
+inline constexpr int kPromptShared = 4 * kTileBytes;        // two of each
 
 // Where chunk `chunk` of key `key` lies in a tile: eight keys' equal chunks are in different banks.
 __device__ inline std::uint32_t tile_offset(unsigned key, unsigned chunk) {
@@ -109,7 +108,7 @@ class QueryTile {
 
   // out: the row of this warp's first query, of `count` rows `stride` apart
   __device__ void store(__nv_bfloat16* out, int count, long long stride) const {
-    const float inverse[2] = {1 / quad_sum(total_[0]), 1 / quad_sum(total_[1])};
+    const float inverse[2] = {1 / lanes_sum<4>(total_[0]), 1 / lanes_sum<4>(total_[1])};
 #pragma unroll
     for (int i = 0; i < kHeadDim / 8; ++i) {
       const int row = lane_ / 4, column = 8 * i + 2 * (lane_ % 4);
@@ -200,12 +199,6 @@ class QueryTile {
 
   // Bytes of 16 keys. Tiles begin at multiples of 256 bytes: bits 5 to 7 of an address are its chunk's alone.
   static constexpr std::uint32_t kSixteen = 16 * kHeadDim * 2;
-
-  // Over the four lanes of a row.
-  __device__ static float quad_sum(float value) {
-    value += __shfl_xor_sync(~0U, value, 1);
-    return value + __shfl_xor_sync(~0U, value, 2);
-  }
 
   const int lane_ = static_cast<int>(threadIdx.x) % 32;
   const int position_[2], window_;

@@ -31,12 +31,6 @@ struct EightLanes {
     });
   }
 
-  __device__ static float sum(float value) {
-#pragma unroll
-    for (int distance = 1; distance < 8; distance *= 2) value += __shfl_xor_sync(~0U, value, distance);
-    return value;
-  }
-
   // Rotary embedding of a position, whose angles' cos and sin are given, then norm and scale.
   __device__ void rotate_and_norm(const float* cos, const float* sin, float eps, float scale) {
     const float sign = threadIdx.x % 8 < 4 ? 1.0F : -1.0F;
@@ -48,7 +42,7 @@ struct EightLanes {
       v[i] = v[i] * cos[angle] + sign * other * sin[angle];
       squares += v[i] * v[i];
     }
-    multiply(scale * rsqrtf(sum(squares) * (1.0F / kHeadDim) + eps));
+    multiply(scale * rsqrtf(lanes_sum<8>(squares) * (1.0F / kHeadDim) + eps));
   }
 
   __device__ void multiply(float factor) {
@@ -80,7 +74,7 @@ __device__ inline void add_value_embed(EightLanes& value, const HeadParams& h, i
     gate += __bfloat162float(h.normed[static_cast<long long>(row) * h.n_embd + channel]) *
             h.ve_gate[kv_head * h.gate_channels + channel];
   }
-  gate = h.gate_scale * sigmoid(EightLanes::sum(gate));
+  gate = h.gate_scale * sigmoid(lanes_sum<8>(gate));
   EightLanes embed;
   embed.load(h.value_embed + (static_cast<long long>(h.tokens.token[row]) * h.n_kv_head + kv_head) * kHeadDim);
 #pragma unroll
@@ -115,11 +109,10 @@ __global__ void __launch_bounds__(kTokenThreads) attend_step(const __grid_consta
 
   const __nv_bfloat16* raw = h.qkv + static_cast<long long>(row) * a.q_stride;
   const float *cos = h.cos + position * (kHeadDim / 2), *sin = h.sin + position * (kHeadDim / 2);
-  constexpr float kScale = 1.4426950408889634F * 0.08838834764831845F;  // log2(e) / sqrt(128)
   EightLanes query;
   query.load(raw + head * kHeadDim);
   query.rotate_and_norm(cos, sin, h.norm_eps, h.qk_scale);
-  query.multiply(kScale);
+  query.multiply(kScoreScale);
   WarpPart part;
   if (piece == pieces - 1 && threadIdx.x < 32) {
     const bool writes = head % a.group == 0;  // the first of the KV head's queries
@@ -131,7 +124,7 @@ __global__ void __launch_bounds__(kTokenThreads) attend_step(const __grid_consta
     float score = 0;
 #pragma unroll
     for (int i = 0; i < 16; ++i) score += fresh.v[i] * query.v[i];
-    part.largest = EightLanes::sum(score);
+    part.largest = lanes_sum<8>(score);
     fresh.load(raw + (h.n_head + h.n_kv_head + kv_head) * kHeadDim);
     if (h.value_embed != nullptr) add_value_embed(fresh, h, row, kv_head);
     fresh.append(h.values + at, writes);

@@ -59,8 +59,7 @@ struct WarpPart {
       for (int i = 0; i < kLoads; ++i) {
         score[i] = 0;
         k[i].each([&](int j, float2 two) { score[i] += two.x * q[2 * j] + two.y * q[2 * j + 1]; });
-#pragma unroll
-        for (int distance = 1; distance < 8; distance *= 2) score[i] += __shfl_xor_sync(~0U, score[i], distance);
+        score[i] = lanes_sum<8>(score[i]);
         if (base + 4 * i + lane / 8 >= end) score[i] = -INFINITY;
         top = fmaxf(top, score[i]);
       }
@@ -145,10 +144,9 @@ __global__ void __launch_bounds__(kTokenThreads) attend_tokens(const __grid_cons
   float q[16];
   Sixteen raw;
   raw.load(p.q + row * p.q_stride + head * kHeadDim + 16 * (lane % 8));
-  constexpr float kScale = 1.4426950408889634F * 0.08838834764831845F;  // log2(e) / sqrt(128)
   raw.each([&](int i, float2 two) {
-    q[2 * i] = two.x * kScale;
-    q[2 * i + 1] = two.y * kScale;
+    q[2 * i] = two.x * kScoreScale;
+    q[2 * i + 1] = two.y * kScoreScale;
   });
   WarpPart part;
   part.attend(q, p.keys + from, p.values + from, begin, end);

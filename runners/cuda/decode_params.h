@@ -6,7 +6,8 @@
 
 namespace nanochat_x::cuda {
 
-inline constexpr int kHeadDim = 128;    // of every model that nanochat makes
+inline constexpr int kHeadDim = 128;                                              // of every model that nanochat makes
+inline constexpr float kScoreScale = 1.4426950408889634F * 0.08838834764831845F;  // log2(e) / sqrt(128)
 inline constexpr int kMostSplits = 16;  // pieces of one head's keys, each attended to by one block
 inline constexpr int kMostLayers = 48;
 inline constexpr int kCopies = 8;      // of every word that all blocks read: one would be asked for too often

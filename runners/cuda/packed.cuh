@@ -8,6 +8,14 @@
 
 namespace nanochat_x::cuda {
 
+// Of each LANES lanes, a power of two, the sum; all of the warp take part.
+template <int LANES>
+__device__ float lanes_sum(float value) {
+#pragma unroll
+  for (int distance = 1; distance < LANES; distance *= 2) value += __shfl_xor_sync(~0U, value, distance);
+  return value;
+}
+
 __device__ inline float warp_sum(float value) {
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(~0U, value, distance);
