@@ -187,10 +187,6 @@ std::vector<Case> widenings(const Options& options, Memory& memory) {
   const std::uint8_t *w = memory.weights.data(), *zeros = memory.zeros.data();
   const std::uint16_t* scales = memory.scales.data();
   const auto a_group = static_cast<double>(group);
-  add("widen bfloat16", 2,
-      [=](float* out, std::int64_t begin, std::int64_t end) { kernels::widen(K, w, Type::bfloat16, out, begin, end); });
-  add("widen float16", 2,
-      [=](float* out, std::int64_t begin, std::int64_t end) { kernels::widen(K, w, Type::float16, out, begin, end); });
   add("widen int8", 1 + 2 / a_group, [=](float* out, std::int64_t begin, std::int64_t end) {
     kernels::widen_int8(K, reinterpret_cast<const std::int8_t*>(w), scales, group, out, begin, end);
   });

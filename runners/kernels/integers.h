@@ -13,11 +13,12 @@ struct QuantizedWeights {
   const std::uint8_t* zeros;
 };
 
-/// The products of each layout of x. takes_...: weights of `bits` in such groups, with the instructions chosen.
+/// The products of each layout of x, and whether there are any in such groups: of words with weights of `bits` and the
+/// instructions chosen, of bytes with both.
 bool takes_words(int bits, std::int64_t group);
 void product_of_words(const QuantizedRow& x, const QuantizedWeights& w, float* y, std::int64_t begin, std::int64_t end);
 
-bool takes_bytes(int bits, std::int64_t group);
+bool takes_bytes(std::int64_t group);
 void product_of_bytes(const QuantizedRow& x, const QuantizedWeights& w, float* y, std::int64_t begin, std::int64_t end);
 
 /// The integers of x as `product_of_bytes` reads them.

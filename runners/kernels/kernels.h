@@ -108,9 +108,8 @@ bool multiplies_bfloat16();
 void linear_bfloat16(const std::uint16_t* x, std::int64_t M, std::int64_t K, const std::uint16_t* w, float* y,
                      std::int64_t y_stride, std::int64_t begin, std::int64_t end);
 
-/// Rows [begin, end) of a weight matrix as float32: out[(n - begin) * K + k] = w[n, k], exactly. For products with more
-/// than kMostRows rows of x, where a BLAS is called on blocks of the matrix. Parameters as above.
-void widen(std::int64_t K, const void* w, Type type, float* out, std::int64_t begin, std::int64_t end);
+/// Rows [begin, end) of a quantised matrix as float32: out[(n - begin) * K + k] = w[n, k], exactly. For products with
+/// more than kMostRows rows of x, where a BLAS is called on blocks of the matrix. Parameters as above.
 void widen_int8(std::int64_t K, const std::int8_t* q, const std::uint16_t* scales, std::int64_t group, float* out,
                 std::int64_t begin, std::int64_t end);
 void widen_int4(std::int64_t K, const std::uint8_t* q, const std::uint16_t* scales, const std::uint8_t* zeros,

@@ -189,7 +189,7 @@ HWY_INLINE void store(D, Vector<D> v, std::uint16_t* to) {
   hn::StoreU(hn::TruncateTo(halves, hn::ShiftRight<16>(rounded)), halves, to);
 }
 
-/// Rows [begin, end) as float32 or bfloat16.
+/// Rows [begin, end) of quantised weights as float32 or bfloat16.
 template <class D, class Format, typename Out>
 void widened(D d, const Format& f, std::int64_t K, Out* out, std::int64_t begin, std::int64_t end) {
   for (std::int64_t row = begin; row < end; ++row, out += K) {
@@ -201,13 +201,6 @@ void widened(D d, const Format& f, std::int64_t K, Out* out, std::int64_t begin,
         store(d, a, out + f.at(g, step));
         store(d, b, out + f.at(g, step) + f.apart());
       }
-    }
-    if (f.rest() > 0) {
-      Out rest[2 * kLanes<D>];
-      f.rest_values(d, row, a, b);
-      store(d, a, rest);
-      store(d, b, rest + kLanes<D>);
-      std::copy_n(rest, f.rest(), out + K - f.rest());
     }
   }
 }

@@ -19,10 +19,6 @@ void linear_plain(const Activations& to, const void* w, Type type, std::int64_t 
   with_plain(to.K, w, type, [&](const auto& f) HWY_ATTR { product(hn::ScalableTag<float>(), f, to, begin, end); });
 }
 
-void widen_plain(std::int64_t K, const void* w, Type type, float* out, std::int64_t begin, std::int64_t end) {
-  with_plain(K, w, type, [&](const auto& f) HWY_ATTR { widened(hn::ScalableTag<float>(), f, K, out, begin, end); });
-}
-
 std::string name() { return hwy::TargetName(HWY_TARGET); }
 
 }  // namespace HWY_NAMESPACE
@@ -33,7 +29,6 @@ HWY_AFTER_NAMESPACE();
 namespace nanochat_x::kernels {
 
 HWY_EXPORT(linear_plain);
-HWY_EXPORT(widen_plain);
 HWY_EXPORT(name);
 
 void linear(const float* x, std::int64_t M, std::int64_t K, const void* w, Type type, float* y, std::int64_t y_stride,
@@ -42,12 +37,6 @@ void linear(const float* x, std::int64_t M, std::int64_t K, const void* w, Type 
   check_width(K);
   check_rows(begin, end);
   HWY_DYNAMIC_DISPATCH(linear_plain)({x, K, M, K, y, y_stride}, w, type, begin, end);
-}
-
-void widen(std::int64_t K, const void* w, Type type, float* out, std::int64_t begin, std::int64_t end) {
-  check_width(K);
-  check_rows(begin, end);
-  HWY_DYNAMIC_DISPATCH(widen_plain)(K, w, type, out, begin, end);
 }
 
 std::string instruction_set() { return HWY_DYNAMIC_DISPATCH(name)(); }

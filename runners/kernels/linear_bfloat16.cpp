@@ -9,7 +9,7 @@
 #include "kernels.h"
 
 #ifdef NANOCHAT_X_AVX512
-#define NANOCHAT_X_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+#define NANOCHAT_X_BF16 __attribute__((target(NANOCHAT_X_AVX512 ",avx512bf16")))
 #endif
 
 namespace nanochat_x::kernels {
@@ -36,14 +36,8 @@ NANOCHAT_X_BF16 inline __m512 halved(__m512 a, __m512 b) {
 
 // The sum of the lanes of each of 16 vectors. (What is only a copy is left out by the compiler.)
 NANOCHAT_X_BF16 inline __m512 sums_of_lanes(const __m512 (&v)[16]) {
-  __m512 pairs[8], fours[4], eights[2];
-  for (int i = 0; i < 8; ++i) {
-    pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
-  }
-  for (int i = 0; i < 4; ++i) {
-    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
-    fours[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-  }
+  __m512 fours[4], eights[2];
+  for (int i = 0; i < 4; ++i) fours[i] = sums_of_blocks(v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]);
   for (int i = 0; i < 2; ++i) eights[i] = halved(fours[2 * i], fours[2 * i + 1]);
   return halved(eights[0], eights[1]);
 }
@@ -125,8 +119,7 @@ void product_of_part(const Part& whole, Output to, std::int64_t begin, std::int6
 }  // namespace
 
 bool multiplies_bfloat16() {
-  static const bool can = __builtin_cpu_supports("avx512bf16") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
-                          __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx512dq") != 0;
+  static const bool can = has_avx512() && __builtin_cpu_supports("avx512bf16") != 0;
   return can;
 }
 

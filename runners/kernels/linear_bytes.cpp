@@ -15,7 +15,7 @@
 #include "integers.h"
 
 #ifdef NANOCHAT_X_AVX512
-#define NANOCHAT_X_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
+#define NANOCHAT_X_VNNI __attribute__((target(NANOCHAT_X_AVX512 ",avx512vnni")))
 #endif
 
 namespace nanochat_x::kernels {
@@ -81,7 +81,7 @@ NANOCHAT_X_VNNI inline __m512i sums_of_four(__m512i w, const __m512i (&x)[lines_
   return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
 }
 
-// The first `count` of 16 scales, the rest as zero.
+// Scales and zero points of 16 groups; those that `mask` leaves out are zero.
 NANOCHAT_X_VNNI inline __m512 scales_of(const std::uint16_t* bfloat16, __mmask16 mask) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, bfloat16)), 16));
 }
@@ -92,11 +92,7 @@ NANOCHAT_X_VNNI inline __m512 zeros_of(const std::uint8_t* zeros, __mmask16 mask
 
 // The sum of the lanes of each of four vectors.
 NANOCHAT_X_VNNI inline __m128 sums_of_lanes(const __m512 (&v)[4]) {
-  const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
-  const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
-  const __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
-  const __m512 all =
-      _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(c, d)), _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)));
+  const __m512 all = sums_of_blocks(v[0], v[1], v[2], v[3]);
   const __m256 two = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
   return _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1));
 }
@@ -158,16 +154,11 @@ NANOCHAT_X_VNNI void rows(const QuantizedRow& x, const QuantizedWeights& w, floa
   for (; begin < end; ++begin) tile<kBits, 1>(x, from(begin), y + begin);
 }
 
-bool has_instructions() {
-  static const bool has = __builtin_cpu_supports("avx512vnni") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
-                          __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx512dq") != 0;
-  return has;
-}
-
 }  // namespace
 
-bool takes_bytes(int, std::int64_t group) {
-  return has_instructions() && group >= 16 && std::has_single_bit(static_cast<std::uint64_t>(group));
+bool takes_bytes(std::int64_t group) {
+  static const bool can = has_avx512() && __builtin_cpu_supports("avx512vnni") != 0;
+  return can && group >= 16 && std::has_single_bit(static_cast<std::uint64_t>(group));
 }
 
 std::vector<QuantizedRow::Line> lines_of(const std::int16_t* q, std::int64_t K, std::int64_t group, int bits) {
@@ -181,7 +172,7 @@ void product_of_bytes(const QuantizedRow& x, const QuantizedWeights& w, float* y
 
 #else
 
-bool takes_bytes(int, std::int64_t) { return false; }
+bool takes_bytes(std::int64_t) { return false; }
 
 std::vector<QuantizedRow::Line> lines_of(const std::int16_t*, std::int64_t, std::int64_t, int) { return {}; }
 

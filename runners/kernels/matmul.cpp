@@ -119,7 +119,7 @@ void product(const Activations& a, const Stored* w, std::int64_t begin, std::int
         }
       };
       tiles(std::integral_constant<int, kTileRows>());
-      if (kTileRows > 4) tiles(std::integral_constant<int, 4>());
+      if constexpr (kTileRows > 4) tiles(std::integral_constant<int, 4>());
       tiles(std::integral_constant<int, 1>());
     }
   }

@@ -79,7 +79,7 @@ void product(const QuantizedRow& x, int bits, const QuantizedWeights& w, float* 
 
 bool QuantizedRow::takes(Layout layout, int bits, std::int64_t group) {
   if (group > kLargestGroup) return false;
-  return layout == Layout::bytes ? takes_bytes(bits, group) : takes_words(bits, group);
+  return layout == Layout::bytes ? takes_bytes(group) : takes_words(bits, group);
 }
 
 std::optional<Layout> QuantizedRow::best(int bits, std::int64_t group) {

@@ -150,11 +150,7 @@ void widen_grouped(const Weights& w, Out* out, std::int64_t begin, std::int64_t 
 
 std::vector<float> Weights::widened(std::int64_t begin, std::int64_t end) const {
   std::vector<float> out(static_cast<std::size_t>((end - begin) * K));
-  if (format == Format::int8 || format == Format::int4) {
-    widen_grouped(*this, out.data(), begin, end);
-  } else {
-    kernels::widen(K, stored(), type_of(format), out.data(), begin, end);
-  }
+  widen_grouped(*this, out.data(), begin, end);
   return out;
 }
 

@@ -23,8 +23,9 @@ struct Weights {
   const void* stored() const;
   void multiply(const float* x, std::int64_t M, float* y, std::int64_t y_stride, std::int64_t begin,
                 std::int64_t end) const;
+  // Of int8 and int4, as float32 and as bfloat16
   std::vector<float> widened(std::int64_t begin, std::int64_t end) const;
-  std::vector<std::uint16_t> rounded(std::int64_t begin, std::int64_t end) const;  // int8 and int4, as bfloat16
+  std::vector<std::uint16_t> rounded(std::int64_t begin, std::int64_t end) const;
 };
 
 /// Random ones. `group` counts for int8 and int4.
