@@ -1,35 +1,42 @@
 #pragma once
 
-// Attention of one token: a block takes a run of the keys that one KV head's queries see (a split), the block of the
-// last split the new key too, which it makes and appends to the cache.
+// Attention of one token by the blocks of a cluster: each takes a run of the keys that one KV head's queries see (a
+// split), the last one the new key too, which it makes and appends to the cache.
+//
+// Queries and keys are normed, so that no score is beyond a bound that the model's constants give (why_not in
+// decoder.cu): exponentials are taken as they are, without the largest score, and parts are added up as they are.
 
 #include <cuda_bf16.h>
 
 #include <cstdint>
 
-#include "exchange.cuh"
 #include "packed.cuh"
-#include "product.cuh"
+#include "sums.cuh"
 
 namespace nanochat_x::cuda {
 
+inline constexpr int kKeyLanes = 8;                         // lanes of one key
+inline constexpr int kLaneDims = kHeadDim / kKeyLanes;      // of them, in each
+inline constexpr int kKeysAtOnce = kConsumers / kKeyLanes;  // by all consumers
+inline constexpr int kNewKeyWarp = kConsumerWarps - 1;      // which makes the new key and value
+
 struct AttentionMemory {
-  alignas(16) float query[kConsumerWarps][kHeadDim];  // each warp makes its own
-  alignas(16) float value[kHeadDim];                  // the new token's
-  alignas(16) float key[kHeadDim];
-  alignas(16) float sum[kConsumerWarps][kHeadDim];
-  float score[kSplitKeys + 1];  // the last: the new key's
+  alignas(16) float query[kConsumerWarps][kHeadDim];    // each warp makes its own
+  alignas(16) float sum[kConsumerWarps + 1][kHeadDim];  // of values, by warp; the last: of the new one
+  alignas(16) float weight[kConsumerWarps + 1];         // sums of exponentials
 };
 
-// Where the splits of a row's keys lie.
-struct Splits {
-  int first, count, pieces, length;  // first key, keys, splits, keys of a split (the last may have fewer)
+// The keys of a row that one block of a cluster attends to: each rank takes a run of them, the last the new one too.
+struct Split {
+  int first, count;  // first may be any if there are none
+  bool has_new;
 
-  __device__ Splits(int position, int window, int most) {
-    first = max(0, position - window);
-    count = position - first;
-    pieces = max(1, min(most, (count + kSplitKeys - 1) / kSplitKeys));
-    length = (count + pieces - 1) / pieces;
+  __device__ Split(int position, int window, int rank) {
+    const int begin = max(0, position - window), all = position - begin;
+    const int length = (all + kRanks - 1) / kRanks, skipped = min(rank * length, all);
+    first = begin + skipped;
+    count = min(length, all - skipped);
+    has_new = rank == kRanks - 1;
   }
 };
 
@@ -38,25 +45,14 @@ struct Rotary {
   float2 cos, sin;
 };
 
-// Waits for a head's 128 raw values, rotates them, norms them and scales them. Lane l has dims 2 l, 2 l + 1 and those
-// 64 behind: a and b.
+// A head's 128 values. Lane l has dims 2 l, 2 l + 1 and those 64 behind: a and b.
 struct HeadVector {
   float2 a, b;
 
-  // Two at once: the way to the L2 cache and back is long.
-  __device__ static void await_raw(HeadVector& one, const Word* one_from, HeadVector& other, const Word* other_from,
-                                   unsigned flag) {
+  __device__ static HeadVector load(const float* from) {
     const int lane = static_cast<int>(threadIdx.x % 32);
-    WordPair pairs[4] = {};
-    do {
-      pairs[0] = load_pair(one_from + 2 * lane);
-      pairs[1] = load_pair(one_from + kHeadDim / 2 + 2 * lane);
-      pairs[2] = load_pair(other_from + 2 * lane);
-      pairs[3] = load_pair(other_from + kHeadDim / 2 + 2 * lane);
-    } while (!(pairs[0].has(flag) && pairs[1].has(flag) && pairs[2].has(flag) && pairs[3].has(flag)));
-    __syncwarp();
-    one = {make_float2(pairs[0].first(), pairs[0].second()), make_float2(pairs[1].first(), pairs[1].second())};
-    other = {make_float2(pairs[2].first(), pairs[2].second()), make_float2(pairs[3].first(), pairs[3].second())};
+    return {*reinterpret_cast<const float2*>(from + 2 * lane),
+            *reinterpret_cast<const float2*>(from + kHeadDim / 2 + 2 * lane)};
   }
 
   // this += share * other
@@ -65,14 +61,20 @@ struct HeadVector {
     b = make_float2(b.x + share * other.b.x, b.y + share * other.b.y);
   }
 
-  __device__ void rotate_and_norm(const Rotary& rotary, float eps, float scale) {
+  // Returns by what it is to be multiplied to be normed and scaled.
+  __device__ float rotate(const Rotary& rotary, float eps, float scale) {
     const float2 old_a = a, old_b = b;
     a = make_float2(old_a.x * rotary.cos.x + old_b.x * rotary.sin.x, old_a.y * rotary.cos.y + old_b.y * rotary.sin.y);
     b = make_float2(old_b.x * rotary.cos.x - old_a.x * rotary.sin.x, old_b.y * rotary.cos.y - old_a.y * rotary.sin.y);
-    const float squares = warp_sum(a.x * a.x + a.y * a.y + b.x * b.x + b.y * b.y);
-    const float factor = scale * rsqrtf(squares * (1.0F / kHeadDim) + eps);
+    return scale * rsqrtf(warp_sum(dot(*this)) * (1.0F / kHeadDim) + eps);
+  }
+  __device__ void scale(float factor) {
     a = make_float2(a.x * factor, a.y * factor);
     b = make_float2(b.x * factor, b.y * factor);
+  }
+  // The lane's part of it.
+  __device__ float dot(const HeadVector& other) const {
+    return a.x * other.a.x + a.y * other.a.y + b.x * other.b.x + b.y * other.b.y;
   }
 
   __device__ void store(float* to) const {
@@ -92,138 +94,76 @@ struct HeadVector {
   }
 };
 
-// kSplitKeys keys of a split, and their values, as a thread needs them.
-struct KeyBlock {
-  uint4 keys[kSplitKeys / 32][2];  // thread's key: 32 * i + thread / 8; dims 16 * (thread % 8) and on
-  uint4 values[kSplitKeys / 16];   // thread's key: 16 * i + thread / 16; dims 8 * (thread % 16) and on
+// A lane's part of a key or a value: 16 dims.
+struct LaneDims {
+  uint4 low, high;
 
-  // `keys_from`: the first key, of `count` (the rest reads the last one again, or nothing if there is none).
-  __device__ void load(const __nv_bfloat16* keys_from, const __nv_bfloat16* values_from, int count) {
-    const int thread = static_cast<int>(threadIdx.x);
-    if (count <= 0) return;
-#pragma unroll
-    for (int i = 0; i < kSplitKeys / 32; ++i) {
-      if (32 * i < count) {
-        const auto* from = reinterpret_cast<const uint4*>(keys_from + min(32 * i + thread / 8, count - 1) * kHeadDim +
-                                                          16 * (thread % 8));
-        keys[i][0] = __ldcg(from);
-        keys[i][1] = __ldcg(from + 1);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kSplitKeys / 16; ++i) {
-      if (16 * i < count) {
-        values[i] = __ldcg(reinterpret_cast<const uint4*>(
-            values_from + min(16 * i + thread / 16, count - 1) * kHeadDim + 8 * (thread % 16)));
-      }
-    }
+  // Of the one of number `which` from `first` on.
+  __device__ void load(const __nv_bfloat16* first, int which) {
+    const auto* from = reinterpret_cast<const uint4*>(first + static_cast<long long>(which) * kHeadDim +
+                                                      kLaneDims * (static_cast<int>(threadIdx.x) % kKeyLanes));
+    low = __ldcg(from);
+    high = __ldcg(from + 1);
   }
 };
 
 __device__ inline float dot8(const uint4& packed, const float* other) {
   const float4 low = *reinterpret_cast<const float4*>(other), high = *reinterpret_cast<const float4*>(other + 4);
   const float2 a = unpack(packed.x), b = unpack(packed.y), c = unpack(packed.z), d = unpack(packed.w);
-  return a.x * low.x + a.y * low.y + b.x * low.z + b.y * low.w + c.x * high.x + c.y * high.y + d.x * high.z +
-         d.y * high.w;
+  return (a.x * low.x + a.y * low.y + b.x * low.z + b.y * low.w) +
+         (c.x * high.x + c.y * high.y + d.x * high.z + d.y * high.w);
 }
 
-// One query against a split's keys, and the new one if `has_new`; writes the split's part of the head's output and its
-// weight. keys_from, values_from: the split's first. `block` holds what was loaded of them already.
-__device__ inline void attend(AttentionMemory& memory, const HeadVector& query, KeyBlock& block,
-                              const __nv_bfloat16* keys_from, const __nv_bfloat16* values_from, int count, bool has_new,
-                              Word* partial, Word* lse, int copy_stride, unsigned flag) {
+__device__ inline void add8(float* sums, float weight, const uint4& packed) {
+  const std::uint32_t two[4] = {packed.x, packed.y, packed.z, packed.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 values = unpack(two[i]);
+    sums[2 * i] += weight * values.x;
+    sums[2 * i + 1] += weight * values.y;
+  }
+}
+
+// Half of a lane's sums, with those of the lane that has the other half: N become N / 2.
+template <int N>
+__device__ void halve(float (&sums)[kLaneDims], int distance) {
+  const bool upper = static_cast<int>(threadIdx.x) & distance;
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) {
+    const float kept = upper ? sums[N / 2 + i] : sums[i], given = upper ? sums[i] : sums[N / 2 + i];
+    sums[i] = kept + __shfl_xor_sync(~0U, given, distance);
+  }
+}
+
+// Adds up this warp's keys of `count` for one query, which is in `memory.query`, into `memory.sum`. key, value: the
+// first ones, as loaded; a lane without one has any. factor: of the scores.
+__device__ inline void attend(AttentionMemory& memory, LaneDims key, LaneDims value, const __nv_bfloat16* keys,
+                              const __nv_bfloat16* values, int count, float factor) {
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
-  float* own = memory.query[warp];
-  query.store(own);
-  __syncwarp();
-  float largest = -INFINITY, total = 0;
-  float out[8] = {};
-  for (int begin = 0; begin == 0 || begin < count; begin += kSplitKeys) {
-    if (begin > 0) {
-      block.load(keys_from + static_cast<long long>(begin) * kHeadDim,
-                 values_from + static_cast<long long>(begin) * kHeadDim, count - begin);
-      consumers_sync();  // the scores of the block before have been read
-    }
-    const int here = min(kSplitKeys, count - begin);
-#pragma unroll
-    for (int i = 0; i < kSplitKeys / 32; ++i) {
-      if (32 * i < here) {
-        const float* dims = own + 16 * (thread % 8);
-        float score = dot8(block.keys[i][0], dims) + dot8(block.keys[i][1], dims + 8);
-        score = lanes_sum<8>(score);
-        if (thread % 8 == 0 && 32 * i + thread / 8 < here) memory.score[32 * i + thread / 8] = score * kScoreScale;
-      }
-    }
-    const bool with_new = has_new && begin == 0;
-    if (with_new && warp == kConsumerWarps - 1) {  // the warp that made the key
-      const float2 ka = *reinterpret_cast<const float2*>(memory.key + 2 * lane);
-      const float2 kb = *reinterpret_cast<const float2*>(memory.key + kHeadDim / 2 + 2 * lane);
-      const float score = warp_sum(ka.x * query.a.x + ka.y * query.a.y + kb.x * query.b.x + kb.y * query.b.y);
-      if (lane == 0) memory.score[kSplitKeys] = score * kScoreScale;
-    }
-    consumers_sync();
-    // Every warp looks at all scores: a reduction between warps would take another barrier.
-    float top = with_new ? memory.score[kSplitKeys] : -INFINITY;
-#pragma unroll
-    for (int i = 0; i < kSplitKeys / 32; ++i) {
-      if (32 * i + lane < here) top = fmaxf(top, memory.score[32 * i + lane]);
-    }
-    const float before = largest;
-    largest = fmaxf(largest, warp_max(top));
-    const float fade = exp2f(before - largest);  // 0 at first
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < kSplitKeys / 32; ++i) {
-      if (32 * i + lane < here) sum += exp2f(memory.score[32 * i + lane] - largest);
-    }
-    total = total * fade + warp_sum(sum);
-#pragma unroll
-    for (float& value : out) value *= fade;
-#pragma unroll
-    for (int i = 0; i < kSplitKeys / 16; ++i) {
-      const int key = 16 * i + thread / 16;
-      if (key < here) {
-        const float weight = exp2f(memory.score[key] - largest);
-        const std::uint32_t packed[4] = {block.values[i].x, block.values[i].y, block.values[i].z, block.values[i].w};
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float2 two = unpack(packed[j]);
-          out[2 * j] += weight * two.x;
-          out[2 * j + 1] += weight * two.y;
-        }
-      }
-    }
-    if (with_new) {
-      const float weight = exp2f(memory.score[kSplitKeys] - largest);
+  float out[kLaneDims] = {};
+  float total = 0;
+  if (4 * warp < count) {
+    const float* query = memory.query[warp] + kLaneDims * (lane % kKeyLanes);
+    for (int begin = 0;; begin += kKeysAtOnce) {
+      const int which = begin + thread / kKeyLanes, next = min(which + kKeysAtOnce, count - 1);
+      const bool more = begin + kKeysAtOnce + 4 * warp < count;  // the same in all of the warp
+      const float score = lanes_sum<kKeyLanes>(dot8(key.low, query) + dot8(key.high, query + 8));
+      if (more) key.load(keys, next);
+      const float weight = which < count ? exp2f(score * factor) : 0.0F;
       total += weight;
-      if (thread < 16) {
-#pragma unroll
-        for (int j = 0; j < 8; ++j) out[j] += weight * memory.value[8 * thread + j];
-      }
+      add8(out, weight, value.low);
+      add8(out + 8, weight, value.high);
+      if (!more) break;
+      value.load(values, next);
     }
+    halve<kLaneDims>(out, 16);
+    halve<kLaneDims / 2>(out, 8);
+    total += __shfl_xor_sync(~0U, total, 16);
+    total += __shfl_xor_sync(~0U, total, 8);
   }
-#pragma unroll
-  for (float& value : out) value += __shfl_xor_sync(~0U, value, 16);
-  if (lane < 16) {
-    float4* to = reinterpret_cast<float4*>(&memory.sum[warp][8 * lane]);
-    to[0] = make_float4(out[0], out[1], out[2], out[3]);
-    to[1] = make_float4(out[4], out[5], out[6], out[7]);
-  }
-  consumers_sync();
-  const int pair = thread % (kHeadDim / 2);
-  float a = 0, b = 0;
-#pragma unroll
-  for (int other = 0; other < kConsumerWarps; ++other) {
-    const float2 two = *reinterpret_cast<const float2*>(&memory.sum[other][2 * pair]);
-    a += two.x;
-    b += two.y;
-  }
-  const float inverse = 1 / total;
-  const float own_lse = largest + log2f(total);
-  for (int copy = thread / (kHeadDim / 2); copy < kCopies; copy += kConsumers / (kHeadDim / 2)) {
-    store_word(partial + copy * copy_stride + pair, pack(a * inverse, b * inverse), flag);
-    if (pair == 0) store_word(lse + copy * copy_stride, own_lse, flag);
-  }
+  const int dims = kLaneDims * (lane % kKeyLanes) + (lane & 16 ? 8 : 0) + (lane & 8 ? 4 : 0);
+  *reinterpret_cast<float4*>(&memory.sum[warp][dims]) = make_float4(out[0], out[1], out[2], out[3]);
+  if (lane == 0) memory.weight[warp] = total;
 }
 
 }  // namespace nanochat_x::cuda

@@ -1,132 +1,55 @@
 #pragma once
 
-// Whole steps of decoding in one launch: a block on each multiprocessor, all of them resident. A step is 5 products a
-// layer, each spread over all blocks, and what lies between them, which every block computes for itself: the residual
-// stream is in every block's registers, thread t has the four elements from 4 (t + 256 i) on.
+// Whole steps of decoding in one launch: a block on each multiprocessor, all of them resident, in clusters of eight. A
+// cluster computes some heads and a part of the MLP's inside of each layer, from the normed stream to what they add to
+// it; its blocks tell each other the rest through shared memory. What clusters add is exchanged twice a layer
+// (exchange.cuh): the block of rank r of each cluster adds up the r-th eighth of the residual stream, keeps it in
+// registers, an element a lane, and gives it to the other ranks.
 
 #include <cuda_bf16.h>
 
 #include <cstdint>
 
 #include "attend.cuh"
+#include "cluster.cuh"
 #include "exchange.cuh"
-#include "product.cuh"
-#include "ring.cuh"
+#include "producer.cuh"
+#include "product_packed.cuh"
+#include "sums.cuh"
+#include "vector.cuh"
 
 namespace nanochat_x::cuda {
 
-// The matrices of a step in the order in which they are multiplied: four a layer, then the head.
-enum Matrix { kQkv, kAttentionOut, kMlpIn, kMlpOut, kHead, kMatrices };
-
-__device__ inline Matrix matrix_of(int stage, int n_layer) {
-  return stage == 4 * n_layer ? kHead : static_cast<Matrix>(stage % 4);
-}
-
-// What a block keeps in shared memory in front of the ring.
+// What a block keeps in shared memory in front of what `BlockLayout` tells.
 struct BlockMemory {
   Barriers barriers;
+  std::uint64_t inboxes[5];  // the barriers of what blocks of a cluster send each other
   Sums sums;
   AttentionMemory attention;
+  alignas(16) unsigned char outgoing[kConsumerWarps][4 * kGroup];  // what each warp is about to send
+  float norm_factor;
   float embedding[kConsumerWarps][4], best[kConsumerWarps][2];
-  alignas(16) float squares[kConsumerWarps];
-  Share shares[kMatrices];  // this block's rows of each matrix
   LayerParams layers[kMostLayers];
 };
 
-__host__ __device__ inline int vectors_offset() { return (static_cast<int>(sizeof(BlockMemory)) + 127) / 128 * 128; }
-// Of the ring: behind the normed stream [C] and the MLP's inside [mlp_width], bfloat16.
-__host__ __device__ inline int ring_offset(int n_embd, int mlp_width) {
-  return vectors_offset() + (2 * (n_embd + mlp_width) + 127) / 128 * 128;
-}
+__device__ inline BlockMemory& block_memory() { return *reinterpret_cast<BlockMemory*>(shared_memory); }
 
-// --- the producer: every row that this block multiplies with, in the order in which `Consumer` does
-
-template <typename RowOf>
-__device__ void stream(RingWriter& ring, Share share, int chunks, int chunk_columns, RowOf row_of) {
-  for (int first = share.begin; first < share.end; first += kPassRows) {
-    const int last = min(first + kPassRows, share.end);
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      for (int row = first; row < last; row += kTile) {
-        ring.put(min(kTile, last - row), [&](int i) { return row_of(row + i) + chunk * chunk_columns; });
-      }
-    }
-  }
-}
-
-__device__ inline int most_splits(const DecodeParams& p) {
-  return max(1, min(kMostSplits, static_cast<int>(gridDim.x) / p.n_kv_head));
-}
-
-// Has the keys and values that this block will attend to brought into the L2 cache.
-__device__ inline void prefetch_split(const DecodeParams& p, int layer, const Splits& splits) {
-  const int own = static_cast<int>(blockIdx.x);
-  if (own >= p.n_kv_head * splits.pieces || threadIdx.x % 32 != 0) return;
-  const int begin = min(own % splits.pieces * splits.length, splits.count);
-  const int count = min(splits.length, splits.count - begin);
-  if (count <= 0) return;
-  const long long at = layer * p.cache_layer + own / splits.pieces * p.cache_head +
-                       static_cast<long long>(splits.first + begin) * kHeadDim;
-  for (const __nv_bfloat16* from : {p.cache_k + at, p.cache_v + at}) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(count * kHeadDim * 2) : "memory");
-  }
-}
-
-__device__ inline void produce(const DecodeParams& p, BlockMemory& memory, unsigned char* ring_memory) {
-  RingWriter ring(&memory.barriers, ring_memory, p.slots, 2 * p.n_embd, p.in_flight);
-  const int queries = p.n_head * kHeadDim, keys = p.n_kv_head * kHeadDim;
-  const long long c = p.n_embd;
-  const int position = p.state->position;
-  for (int step = 0; step < p.steps; ++step) {
-    for (int stage = 0; stage <= 4 * p.n_layer; ++stage) {
-      const Matrix matrix = matrix_of(stage, p.n_layer);
-      const Share share = memory.shares[matrix];
-      const LayerParams& w = memory.layers[min(stage / 4, p.n_layer - 1)];
-      const __nv_bfloat16* weights = p.lm_head;
-      if (matrix == kQkv) {
-        prefetch_split(p, stage / 4, Splits(position + step, w.window, most_splits(p)));
-        stream(ring, share, 1, 0, [&](int row) {
-          if (row < queries) return w.c_q + row * c;
-          return row < queries + keys ? w.c_k + (row - queries) * c : w.c_v + (row - queries - keys) * c;
-        });
-        continue;
-      }
-      if (matrix == kAttentionOut) weights = w.c_proj;
-      if (matrix == kMlpIn) weights = w.c_fc;
-      if (matrix == kMlpOut) weights = w.mlp_c_proj;
-      const long long width = matrix == kMlpOut ? p.mlp_width : p.n_embd;
-      stream(ring, share, static_cast<int>(width) / p.n_embd, p.n_embd, [&](int row) { return weights + row * width; });
-    }
-  }
-}
-
-// --- the consumers
-
-// Four neighbouring elements of a vector.
-struct Quad {
-  float v[4];
-
-  __device__ static Quad unpacked(uint2 bits) {
-    const float2 low = unpack(bits.x), high = unpack(bits.y);
-    return {{low.x, low.y, high.x, high.y}};
-  }
-  __device__ uint2 packed() const { return make_uint2(pack(v[0], v[1]), pack(v[2], v[3])); }
-  __device__ float squares() const { return v[0] * v[0] + v[1] * v[1] + v[2] * v[2] + v[3] * v[3]; }
-  // this = own * this + share * other
-  __device__ void combine(float own, float share, const Quad& other) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) v[i] = own * v[i] + share * other.v[i];
-  }
-};
-
-template <int STEPS>
+template <WeightFormat FORMAT, int GROUPS>
 class Consumer {
  public:
-  __device__ Consumer(const DecodeParams& params, BlockMemory& memory, unsigned char* vectors, unsigned char* ring)
+  explicit __device__ Consumer(const DecodeParams& params)
       : p_(params),
-        memory_(memory),
-        x_shared_(reinterpret_cast<__nv_bfloat16*>(vectors)),
-        hidden_(x_shared_ + params.n_embd),
-        ring_{&memory.barriers, ring, params.slots, 2 * params.n_embd + kRowPadding} {}
+        ring_(&block_memory().barriers, params.layout.ring, params.layout.ring_bytes),
+        share_(params.shares[blockIdx.x / kRanks]),
+        group_(params.n_head / params.n_kv_head) {}
+
+  __device__ void open_inboxes() const {
+    x_inbox(false).open();
+    x_inbox(true).open();
+    qkv_inbox().open();
+    parts_inbox().open();
+    hidden_inbox().open();
+  }
 
   __device__ void run() {
     int token = p_.forced ? p_.forced[0] : p_.state->token;
@@ -141,8 +64,8 @@ class Consumer {
       embed(token, previous);
       best_ = -INFINITY;
       best_row_ = p_.vocab;
-      // One loop for all products: the instructions of five would not fit into the instruction cache.
-      for (int stage = 0; stage <= 4 * p_.n_layer; ++stage) run_stage(stage, step == p_.steps - 1);
+      // One loop for all products: the instructions of several would not fit into the instruction cache.
+      for (int half = 0; half <= 2 * p_.n_layer; ++half) run_half(half, step == p_.steps - 1);
       const int drawn = most_likely(best_, best_row_, first_flag_ + static_cast<unsigned>(p_.n_layer));
       if (blockIdx.x == 0 && thread_ == 0) p_.drawn[step] = drawn;
       previous = token;
@@ -153,114 +76,218 @@ class Consumer {
   }
 
  private:
-  static constexpr int kQuads = (STEPS + 3) / 4;  // of elements of the residual stream, in a thread
+  // x is of attention and head, and of the MLP.
+  __device__ Vector x(bool is_mlp) const { return {is_mlp ? p_.layout.mlp_x : p_.layout.x, p_.n_embd}; }
+  __device__ Vector attended() const { return {p_.layout.attended, share_.kv_heads() * group_ * kHeadDim}; }
+  __device__ Vector hidden() const { return {p_.layout.hidden, share_.hidden()}; }
+  __device__ float* qkv() const { return reinterpret_cast<float*>(shared_memory + p_.layout.qkv); }
+  // [heads, ranks, 128], and behind them weights [heads, ranks]
+  __device__ float* parts() const { return reinterpret_cast<float*>(shared_memory + p_.layout.parts); }
+  __device__ float* weights() const { return parts() + group_ * kRanks * kHeadDim; }
+  __device__ Inbox x_inbox(bool is_mlp) const {
+    return Inbox(&block_memory().inboxes[is_mlp], vector_bytes(p_.n_embd));
+  }
+  __device__ Inbox qkv_inbox() const { return Inbox(&block_memory().inboxes[2], 4 * (group_ + 2) * kHeadDim); }
+  __device__ Inbox parts_inbox() const {
+    return Inbox(&block_memory().inboxes[3], 4 * kRanks * group_ * (kHeadDim + 1));
+  }
+  __device__ Inbox hidden_inbox() const { return Inbox(&block_memory().inboxes[4], vector_bytes(share_.hidden())); }
 
-  __device__ bool has(int i) const { return 4 * (thread_ + i * kConsumers) < p_.n_embd; }
+  // This warp's group of the residual stream: warps behind the rank's groups have none.
+  __device__ bool has_group() const { return kGroup * warp_ < own_.count(); }
+  // The lane's column of it, as `sum_over_clusters` leaves it.
+  __device__ int column() const { return 4 * (lane_ % 8) + lane_ / 16 * 2 + lane_ / 8 % 2; }
 
   // x = norm(wte[token]), with a share of the normed row of the token before
   __device__ void embed(int token, int previous) {
-    const auto* row = reinterpret_cast<const uint2*>(p_.wte + static_cast<long long>(token) * p_.n_embd);
-    const auto* before = reinterpret_cast<const uint2*>(p_.wte + static_cast<long long>(previous) * p_.n_embd);
+    const __nv_bfloat16* row = p_.wte + static_cast<long long>(token) * p_.n_embd;
+    const __nv_bfloat16* before = p_.wte + static_cast<long long>(previous) * p_.n_embd;
     const bool smear = p_.smear_channels > 0 && position_ > 0;
     rotary_ = {reinterpret_cast<const float2*>(p_.cos + static_cast<long long>(position_) * (kHeadDim / 2))[lane_],
                reinterpret_cast<const float2*>(p_.sin + static_cast<long long>(position_) * (kHeadDim / 2))[lane_]};
-    Quad old[kQuads] = {};
     float squares = 0, old_squares = 0, gate = 0;
-#pragma unroll
-    for (int i = 0; i < kQuads; ++i) {
-      x_[i] = {};
-      if (!has(i)) continue;
-      const int quad = thread_ + i * kConsumers;
-      x_[i] = Quad::unpacked(row[quad]);
-      squares += x_[i].squares();
+    for (int pair = thread_; pair < p_.n_embd / 2; pair += kConsumers) {
+      const float2 two = unpack(reinterpret_cast<const std::uint32_t*>(row)[pair]);
+      squares += two.x * two.x + two.y * two.y;
       if (!smear) continue;
-      old[i] = Quad::unpacked(before[quad]);
-      old_squares += old[i].squares();
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (4 * quad + j < p_.smear_channels) gate += x_[i].v[j] * p_.smear_gate[4 * quad + j];
-      }
+      const float2 old = unpack(reinterpret_cast<const std::uint32_t*>(before)[pair]);
+      old_squares += old.x * old.x + old.y * old.y;
+      if (2 * pair < p_.smear_channels) gate += two.x * p_.smear_gate[2 * pair];
+      if (2 * pair + 1 < p_.smear_channels) gate += two.y * p_.smear_gate[2 * pair + 1];
     }
     squares = warp_sum(squares);
     old_squares = warp_sum(old_squares);
     gate = warp_sum(gate);
     if (lane_ == 0) {
-      memory_.embedding[warp_][0] = squares;
-      memory_.embedding[warp_][1] = old_squares;
-      memory_.embedding[warp_][2] = gate;
+      block_memory().embedding[warp_][0] = squares;
+      block_memory().embedding[warp_][1] = old_squares;
+      block_memory().embedding[warp_][2] = gate;
     }
     consumers_sync();
     float sums[3] = {};
-#pragma unroll
     for (int i = 0; i < kConsumerWarps; ++i) {
 #pragma unroll
-      for (int j = 0; j < 3; ++j) sums[j] += memory_.embedding[i][j];
+      for (int j = 0; j < 3; ++j) sums[j] += block_memory().embedding[i][j];
     }
     const float factor = inverse_norm(sums[0]), old_factor = inverse_norm(sums[1]);
     const float share = smear ? p_.smear_lambda * sigmoid(sums[2] * factor) * old_factor : 0.0F;
-#pragma unroll
-    for (int i = 0; i < kQuads; ++i) {
-      x_[i].combine(factor, share, old[i]);
-      x0_[i] = middle_[i] = x_[i];
+    element_ = 0;
+    if (has_group()) {
+      const int at = own_.begin + kGroup * warp_ + column();
+      element_ = factor * __bfloat162float(row[at]) + share * __bfloat162float(before[at]);
     }
+    embedded_ = middle_ = element_;
   }
 
-  __device__ void run_stage(int stage, bool last_step) {
-    const int layer = stage / 4;
-    const Matrix matrix = matrix_of(stage, p_.n_layer);
-    const LayerParams& w = memory_.layers[min(layer, p_.n_layer - 1)];
+  // Attention, the MLP or, behind all layers, the head.
+  __device__ void run_half(int half, bool last_step) {
+    const int layer = half / 2;
+    const bool is_head = layer == p_.n_layer, is_mlp = half % 2 != 0;
+    const LayerParams& w = block_memory().layers[min(layer, p_.n_layer - 1)];
     const unsigned flag = first_flag_ + static_cast<unsigned>(layer);
-    if (matrix == kAttentionOut) {
-      const Splits splits(position_, w.window, most_splits(p_));
-      const int own = static_cast<int>(blockIdx.x);
-      if (own < p_.n_kv_head * splits.pieces) {
-        attend_split(layer, w, splits, own / splits.pieces, own % splits.pieces, flag);
-      }
-      join_splits(splits.pieces, flag);
-      consumers_sync();
-    } else if (matrix == kMlpOut) {
-      pause(kShortestWait);
-      fetch_hidden(flag);
-    } else {
-      if (matrix == kMlpIn) {
-        add(own_copy(p_.exchange.y), flag);
-      } else if (stage > 0) {
-        add(own_copy(p_.exchange.y) + p_.n_embd / 2, flag - 1);
-        if (layer - 1 == p_.backout_layer) keep_middle();
-      }
-      if (matrix == kQkv) {
-#pragma unroll
-        for (int i = 0; i < kQuads; ++i) x_[i].combine(w.resid_lambda, w.x0_lambda, x0_[i]);
-      } else if (matrix == kHead && p_.backout_layer >= 0) {
-#pragma unroll
-        for (int i = 0; i < kQuads; ++i) x_[i].combine(1, -p_.backout_lambda, middle_[i]);
-      }
-      factor_ = share_normed();
+    if (!is_mlp && !is_head && share_.kv_heads() > 0) value_row_ = value_row_of(w, share_.kv_begin);
+    refresh_x(w, layer, is_mlp, is_head, flag);
+    const Vector x = this->x(is_mlp);
+    const int rounds = is_head || is_mlp ? 1 : share_.kv_heads();
+    const Tiles tiles = is_head ? head_tiles(p_.vocab) : Tiles{};
+    const int rows = is_head  ? min(tiles.end * kHeadTile, p_.vocab) - tiles.begin * kHeadTile
+                     : is_mlp ? share_.hidden() / kRanks
+                              : (group_ + 2) * kRankRows;
+    for (int round = 0; round < rounds; ++round) {
+      Product<FORMAT>::template wide<GROUPS>(
+          ring_, block_memory().sums, sums_turn_, x, p_.n_embd, rows, [&] { take_norm(x); },
+          [&](int row, float sum) {
+            sum *= block_memory().norm_factor;
+            if (is_head) {
+              if (row < rows) take_logit(tiles.begin * kHeadTile + row, sum, last_step);
+            } else if (is_mlp) {
+              if (row < rows) send_hidden(row, sum);
+            } else {
+              send_qkv(row, rows, sum);
+            }
+          });
+      if (!is_head && !is_mlp) attend_round(layer, w, share_.kv_begin + round, round);
     }
-    const Share rows = memory_.shares[matrix];
-    product<STEPS>(ring_, memory_.sums, sums_turn_, matrix == kMlpOut ? hidden_ : x_shared_, p_.n_embd,
-                   rows.end - rows.begin, matrix == kMlpOut ? p_.mlp_width / p_.n_embd : 1,
-                   [&](int row, float2 sum) { finish(matrix, rows.begin + row, sum, flag, last_step); });
+    if (is_head || rounds == 0) return;
+    if (is_mlp) hidden_inbox().await(mlp_turn_++);
+    Product<FORMAT>::narrow(
+        ring_, is_mlp ? hidden() : attended(), is_mlp ? share_.hidden() : share_.kv_heads() * group_ * kHeadDim,
+        own_.count(), (is_mlp ? mlp_words(layer) : p_.exchange.attention) + (cluster_ * p_.n_embd + own_.begin) / 4,
+        flag);
   }
 
-  // What becomes of the products of rows `row` and `row` + 1. Every warp has them, and writes a copy of its own.
-  __device__ void finish(Matrix matrix, int row, float2 sum, unsigned flag, bool last_step) {
-    const Exchange& to = p_.exchange;
-    if (matrix == kQkv) {
-      if (warp_ > 0) return;
-      store_word(to.qkv + row, sum.x * factor_, flag);
-      store_word(to.qkv + row + 1, sum.y * factor_, flag);
-    } else if (matrix == kAttentionOut) {
-      store_word(copy(to.y, warp_) + row / 2, pack(sum.x, sum.y), flag);
-    } else if (matrix == kMlpIn) {
-      const float a = fmaxf(sum.x * factor_, 0.0F), b = fmaxf(sum.y * factor_, 0.0F);
-      store_word(copy(to.hidden, warp_) + row / 2, pack(a * a, b * b), flag);
-    } else if (matrix == kMlpOut) {
-      store_word(copy(to.y, warp_) + (p_.n_embd + row) / 2, pack(sum.x, sum.y), flag);
-    } else if (warp_ == 0) {
-      take_logit(row, sum.x * factor_, last_step);
-      take_logit(row + 1, sum.y * factor_, last_step);
+  __device__ uint4* mlp_words(int layer) const { return p_.exchange.mlp + layer % 2 * kMostClusters * (p_.n_embd / 4); }
+
+  // This rank's part of the residual stream, with what the half before has added; all ranks' then is in x(is_mlp),
+  // not yet normed: products are multiplied by a factor.
+  __device__ void refresh_x(const LayerParams& w, int layer, bool is_mlp, bool is_head, unsigned flag) {
+    if (has_group()) {
+      if (is_mlp) {
+        element_ += sum_over_clusters(p_.exchange.attention, p_.attention_clusters, flag);
+      } else if (layer > 0) {
+        element_ += sum_over_clusters(mlp_words(layer - 1), p_.clusters, flag - 1);
+        if (layer - 1 == p_.backout_layer) middle_ = element_;
+      }
+      if (is_head) {
+        if (p_.backout_layer >= 0) element_ -= p_.backout_lambda * middle_;
+      } else if (!is_mlp) {
+        element_ = w.resid_lambda * element_ + w.x0_lambda * embedded_;
+      }
+      const float squares = warp_sum(element_ * element_);
+      send_group(x_inbox(is_mlp), x(is_mlp), own_.begin / kGroup + warp_, column(), element_, squares);
     }
+    x_inbox(is_mlp).await(is_mlp ? mlp_turn_ : x_turn_++);
+  }
+
+  // Of four words of each cluster, the total of that sum which is the lane's.
+  __device__ float sum_over_clusters(const uint4* words, int clusters, unsigned flag) const {
+    constexpr int kSources = kMostClusters / 4;  // of a lane
+    const int first = lane_ / 8 * kSources, stride = p_.n_embd / 4;
+    words += first * stride + (own_.begin + kGroup * warp_) / 4 + lane_ % 8;
+    uint4 found[kSources];
+    bool there[kSources];
+#pragma unroll
+    for (int i = 0; i < kSources; ++i) {
+      found[i] = make_uint4(0, 0, 0, 0);
+      there[i] = first + i >= clusters;
+    }
+    bool all = false;
+    while (!all) {
+#pragma unroll
+      for (int i = 0; i < kSources; ++i) {
+        if (!there[i]) found[i] = load_sums(words + i * stride);
+      }
+      all = true;
+#pragma unroll
+      for (int i = 0; i < kSources; ++i) {
+        there[i] = there[i] || found[i].w == flag;
+        all = all && there[i];
+      }
+    }
+    __syncwarp();
+    float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < kSources; ++i) {
+      const float4 four = sums_of(found[i]);
+      sum = make_float4(sum.x + four.x, sum.y + four.y, sum.z + four.z, sum.w + four.w);
+    }
+    const bool upper = lane_ & 16, odd = lane_ & 8;
+    const float even_one = (upper ? sum.z : sum.x) + __shfl_xor_sync(~0U, upper ? sum.x : sum.z, 16);
+    const float odd_one = (upper ? sum.w : sum.y) + __shfl_xor_sync(~0U, upper ? sum.y : sum.w, 16);
+    return (odd ? odd_one : even_one) + __shfl_xor_sync(~0U, odd ? even_one : odd_one, 8);
+  }
+
+  // A group of a vector, a column a lane, to all ranks.
+  __device__ void send_group(const Inbox& inbox, const Vector& to, int group, int column, float value, float squares) {
+    unsigned char* mine = block_memory().outgoing[warp_];
+    __syncwarp();  // what was sent before has been read
+    GroupInfo info = write_column<FORMAT>(mine, column, value);
+    info.squares = squares;
+    __syncwarp();
+    inbox.send(to.group(group) + 16 * (lane_ % 4), *reinterpret_cast<const uint4*>(mine + 16 * (lane_ % 4)), lane_ / 4);
+    if (lane_ < kRanks) {
+      inbox.send(
+          &to.info(group),
+          make_uint4(__float_as_uint(info.step), static_cast<unsigned>(info.sum), __float_as_uint(info.squares), 0),
+          lane_);
+    }
+  }
+
+  // 32 floats, one a lane, of which 4 that lie together go to at(first of them), to all ranks.
+  template <typename At>
+  __device__ void send_floats(const Inbox& inbox, float value, int count, At at) {
+    auto* mine = reinterpret_cast<float*>(block_memory().outgoing[warp_]);
+    __syncwarp();
+    mine[lane_] = value;
+    __syncwarp();
+    const int first = 4 * (lane_ % 8);
+    if (first >= count) return;
+    const uint4 four = *reinterpret_cast<const uint4*>(mine + first);
+    inbox.send(at(first), four, lane_ / 8);
+    inbox.send(at(first), four, lane_ / 8 + kRanks / 2);
+  }
+
+  // In the last warp, before all others go on: by what products of x are to be multiplied.
+  __device__ void take_norm(const Vector& x) {
+    if (warp_ != kConsumerWarps - 1) return;
+    float squares = 0;
+    for (int group = lane_; group < p_.n_embd / kGroup; group += 32) squares += x.info(group).squares;
+    const float factor = inverse_norm(warp_sum(squares));
+    if (lane_ == 0) block_memory().norm_factor = factor;
+  }
+
+  __device__ void send_qkv(int row, int rows, float sum) {
+    const int begin = row - lane_;  // the warp's first
+    send_floats(qkv_inbox(), sum, rows - begin, [&](int first) {
+      const int at = begin + first;
+      return qkv() + at / kRankRows * kHeadDim + rank_ * kRankRows + at % kRankRows;
+    });
+  }
+
+  __device__ void send_hidden(int row, float sum) {
+    const float positive = fmaxf(sum, 0.0F);
+    send_group(hidden_inbox(), hidden(), (rank_ * (share_.hidden() / kRanks) + row) / kGroup, lane_,
+               positive * positive, 0);
   }
 
   __device__ void take_logit(int row, float logit, bool last_step) {
@@ -269,25 +296,21 @@ class Consumer {
     if (logit > best_ || best_row_ == p_.vocab) best_ = logit, best_row_ = row;
   }
 
-  __device__ Word* copy(Word* words, int which) const { return words + which * p_.exchange.copy_stride; }
-  // The copy that this block reads.
-  __device__ const Word* own_copy(Word* words) const { return copy(words, static_cast<int>(blockIdx.x) % kCopies); }
-
   // The most likely token of all, the lowest of equals.
   __device__ int most_likely(float best, int row, unsigned flag) {
     __threadfence();  // the keys and values of this step come before the words below, behind which others read them
     reduce_best(best, row);
-    if (thread_ < kCopies) {
-      Word* mine = copy(p_.exchange.best, thread_) + 2 * blockIdx.x;
-      store_word(mine, best, flag);
+    if (thread_ == 0) {
+      Word* mine = p_.exchange.best + 2 * blockIdx.x;
+      store_word(mine, __float_as_uint(best), flag);
       store_word(mine + 1, static_cast<std::uint32_t>(row), flag);
     }
     best = -INFINITY;
     row = p_.vocab;
     if (thread_ < static_cast<int>(gridDim.x)) {
-      const WordPair pair = await_pair(own_copy(p_.exchange.best) + 2 * thread_, flag);
-      best = pair.first();
-      row = static_cast<int>(static_cast<std::uint32_t>(pair.b));
+      const Word* from = p_.exchange.best + 2 * thread_;
+      best = __uint_as_float(static_cast<std::uint32_t>(await_word(from, flag)));
+      row = static_cast<int>(static_cast<std::uint32_t>(await_word(from + 1, flag)));
     }
     reduce_best(best, row);
     return row;
@@ -305,220 +328,157 @@ class Consumer {
     }
     consumers_sync();  // what was there before has been read
     if (lane_ == 0) {
-      memory_.best[warp_][0] = best;
-      memory_.best[warp_][1] = __int_as_float(row);
+      block_memory().best[warp_][0] = best;
+      block_memory().best[warp_][1] = __int_as_float(row);
     }
     consumers_sync();
-    for (int i = 0; i < kConsumerWarps; ++i) take(memory_.best[i][0], __float_as_int(memory_.best[i][1]));
+    for (int i = 0; i < kConsumerWarps; ++i) take(block_memory().best[i][0], __float_as_int(block_memory().best[i][1]));
   }
 
-  __device__ void attend_split(int layer, const LayerParams& w, const Splits& splits, int kv_head, int split,
-                               unsigned flag) {
-    AttentionMemory& memory = memory_.attention;
+  // A KV head's queries against this block's keys, told to all ranks; the heads' outputs into attended().
+  __device__ void attend_round(int layer, const LayerParams& w, int kv_head, int round) {
+    AttentionMemory& memory = block_memory().attention;
+    const Split split(position_, w.window, rank_);
     const long long head = layer * p_.cache_layer + kv_head * p_.cache_head;
-    const int begin = min(split * splits.length, splits.count), count = min(splits.length, splits.count - begin);
-    const __nv_bfloat16* keys = p_.cache_k + head + static_cast<long long>(splits.first + begin) * kHeadDim;
-    const __nv_bfloat16* values = p_.cache_v + head + static_cast<long long>(splits.first + begin) * kHeadDim;
-    const bool has_new = split == splits.pieces - 1;
-    KeyBlock block{};  // zeroed, or its registers would be taken all the time: a conditional load keeps what was there
-    block.load(keys, values, count);
-    const bool makes_key = has_new && warp_ == kConsumerWarps - 1, makes_value = has_new && warp_ == kConsumerWarps - 2;
-    ValueEmbed embed{};
-    if (makes_value && w.value_embed) embed = value_embed_of(w, kv_head);
-    const int group = p_.n_head / p_.n_kv_head;
-    const Word* raw = p_.exchange.qkv + kv_head * group * kHeadDim;
-    const Word* raw_new = p_.exchange.qkv + (p_.n_head + (makes_value ? p_.n_kv_head : 0) + kv_head) * kHeadDim;
-    HeadVector query, fresh;
-    HeadVector::await_raw(query, raw, fresh, makes_key || makes_value ? raw_new : raw, flag);
-    if (makes_key || makes_value) {
-      const long long at = head + static_cast<long long>(position_) * kHeadDim;
-      if (makes_key) {
-        fresh.rotate_and_norm(rotary_, p_.norm_eps, p_.qk_scale);
-        fresh.append(p_.cache_k + at);
-        fresh.store(memory.key);
-      } else {
-        fresh.add(embed.gate, embed.row);
-        fresh.append(p_.cache_v + at);
-        fresh.store(memory.value);
-      }
-      __syncwarp();
+    const __nv_bfloat16* keys = p_.cache_k + head + static_cast<long long>(split.first) * kHeadDim;
+    const __nv_bfloat16* values = p_.cache_v + head + static_cast<long long>(split.first) * kHeadDim;
+    LaneDims first_key{}, first_value{};
+    if (4 * warp_ < split.count) {
+      first_key.load(keys, min(thread_ / kKeyLanes, split.count - 1));
+      first_value.load(values, min(thread_ / kKeyLanes, split.count - 1));
     }
-    for (int query_head = kv_head * group; query_head < (kv_head + 1) * group; ++query_head) {
-      if (query_head > kv_head * group) {
-        HeadVector::await_raw(query, p_.exchange.qkv + query_head * kHeadDim, fresh, raw, flag);
+    const bool makes_key = split.has_new && warp_ == kNewKeyWarp;
+    float gate = 0;
+    if (makes_key && w.value_embed) {
+      if (round > 0) value_row_ = value_row_of(w, kv_head);
+      gate = value_gate(w, kv_head);
+    }
+    qkv_inbox().await(heads_turn_);
+    HeadVector key{}, value{};
+    if (makes_key) {
+      const long long at = head + static_cast<long long>(position_) * kHeadDim;
+      key = HeadVector::load(qkv() + group_ * kHeadDim);
+      value = HeadVector::load(qkv() + (group_ + 1) * kHeadDim);
+      value.add(gate, {unpack(value_row_.x), unpack(value_row_.y)});
+      value.append(p_.cache_v + at);
+      key.scale(key.rotate(rotary_, p_.norm_eps, p_.qk_scale));
+      key.append(p_.cache_k + at);
+    }
+    for (int i = 0; i < group_; ++i) {
+      HeadVector query = HeadVector::load(qkv() + i * kHeadDim);
+      const float factor = kScoreScale * query.rotate(rotary_, p_.norm_eps, p_.qk_scale);
+      query.store(memory.query[warp_]);
+      __syncwarp();
+      if (makes_key) {
+        const float weight = exp2f(warp_sum(query.dot(key)) * factor);
+        HeadVector weighted = value;
+        weighted.scale(weight);
+        weighted.store(memory.sum[kConsumerWarps]);
+        if (lane_ == 0) memory.weight[kConsumerWarps] = weight;
       }
-      query.rotate_and_norm(rotary_, p_.norm_eps, p_.qk_scale);
-      if (query_head > kv_head * group && count > kSplitKeys) block.load(keys, values, count);
-      attend(memory, query, block, keys, values, count, has_new,
-             p_.exchange.partial + (query_head * kMostSplits + split) * (kHeadDim / 2),
-             p_.exchange.lse + query_head * kMostSplits + split, p_.exchange.copy_stride, flag);
+      attend(memory, first_key, first_value, keys, values, split.count, factor);
+      consumers_sync();
+      send_parts(i, split.has_new ? kConsumerWarps + 1 : kConsumerWarps);
+      if (i + 1 < group_) consumers_sync();  // the warps' sums have been read
+    }
+    parts_inbox().await(heads_turn_++);
+    join_splits(round);
+    consumers_sync();
+  }
+
+  // What this block's warps, and the new key, add to a head.
+  __device__ void send_parts(int head, int count) {
+    const AttentionMemory& memory = block_memory().attention;
+    if (thread_ < kHeadDim) {
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < kConsumerWarps; ++i) sum += memory.sum[i][thread_];
+      if (count > kConsumerWarps) sum += memory.sum[kConsumerWarps][thread_];
+      send_floats(parts_inbox(), sum, kGroup,
+                  [&](int first) { return parts() + (head * kRanks + rank_) * kHeadDim + kGroup * warp_ + first; });
+    } else if (warp_ == kHeadDim / kGroup) {
+      const float total = warp_sum(lane_ < count ? memory.weight[lane_] : 0.0F);
+      if (lane_ < kRanks) parts_inbox().send(weights() + head * kRanks + rank_, total, lane_);
     }
   }
 
-  struct ValueEmbed {
-    float gate;
-    HeadVector row;
-  };
+  // A warp joins 32 dims of a head.
+  __device__ void join_splits(int round) {
+    constexpr int kGroupsOfHead = kHeadDim / kGroup;
+    for (int unit = warp_; unit < group_ * kGroupsOfHead; unit += kConsumerWarps) {
+      const int head = unit / kGroupsOfHead, dim = unit % kGroupsOfHead * kGroup + lane_;
+      float total = 0, sum = 0;
+#pragma unroll
+      for (int i = 0; i < kRanks; ++i) {
+        total += weights()[head * kRanks + i];
+        sum += parts()[(head * kRanks + i) * kHeadDim + dim];
+      }
+      const int group = round * group_ * kGroupsOfHead + unit;
+      const GroupInfo info = write_column<FORMAT>(attended().group(group), lane_, __fdividef(sum, total));
+      if (lane_ == 0) attended().info(group) = info;
+    }
+  }
 
-  // Of x_shared_, the token and a KV head.
-  __device__ ValueEmbed value_embed_of(const LayerParams& w, int kv_head) const {
+  // Of the token and a KV head, for the warp that makes values. It comes from far: it is asked for early.
+  __device__ uint2 value_row_of(const LayerParams& w, int kv_head) const {
+    if (!w.value_embed || rank_ != kRanks - 1 || warp_ != kNewKeyWarp) return make_uint2(0, 0);
     const auto* row = reinterpret_cast<const std::uint32_t*>(
         w.value_embed + (static_cast<long long>(token_) * p_.n_kv_head + kv_head) * kHeadDim);
-    const std::uint32_t low = row[lane_], high = row[kHeadDim / 4 + lane_];
+    return make_uint2(row[lane_], row[kHeadDim / 4 + lane_]);
+  }
+
+  __device__ float value_gate(const LayerParams& w, int kv_head) const {
     float gate = 0;
     for (int channel = lane_; channel < p_.gate_channels; channel += 32) {
-      gate += __bfloat162float(x_shared_[channel]) * w.ve_gate[kv_head * p_.gate_channels + channel];
+      gate += x(false).template value<FORMAT>(channel) * w.ve_gate[kv_head * p_.gate_channels + channel];
     }
-    return {p_.gate_scale * sigmoid(warp_sum(gate) * factor_), {unpack(low), unpack(high)}};
-  }
-
-  // The heads' outputs from their splits', bfloat16 into x_shared_. The quads of a warp are one head's 128 dims.
-  __device__ void join_splits(int pieces, unsigned flag) {
-    constexpr int kAtOnce = 8;
-    Quad out[kQuads] = {};
-    float weight[kQuads];  // lane s has that of split s
-    for (int begin = 0; begin < pieces; begin += kAtOnce) {
-      Word lse[kQuads] = {};
-      WordPair parts[kQuads][kAtOnce] = {};
-      bool all = false;
-      while (!all) {
-        all = true;
-#pragma unroll
-        for (int i = 0; i < kQuads; ++i) {
-          if (!has(i)) continue;
-          const int head = warp_ + i * kConsumerWarps;
-          const Word* from = own_copy(p_.exchange.partial) + (head * kMostSplits + begin) * (kHeadDim / 2) + 2 * lane_;
-          if (begin == 0 && lane_ < pieces) lse[i] = load_word(own_copy(p_.exchange.lse) + head * kMostSplits + lane_);
-#pragma unroll
-          for (int j = 0; j < kAtOnce; ++j) {
-            if (begin + j < pieces) parts[i][j] = load_pair(from + j * (kHeadDim / 2));
-          }
-        }
-#pragma unroll
-        for (int i = 0; i < kQuads; ++i) {
-          if (!has(i)) continue;
-          if (begin == 0 && lane_ < pieces) all = all && has_flag(lse[i], flag);
-#pragma unroll
-          for (int j = 0; j < kAtOnce; ++j) {
-            if (begin + j < pieces) all = all && parts[i][j].has(flag);
-          }
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kQuads; ++i) {
-        if (!has(i)) continue;
-        if (begin == 0) {
-          const float own = lane_ < pieces ? value_of(lse[i]) : -INFINITY;
-          weight[i] = exp2f(own - warp_max(own));
-          weight[i] /= warp_sum(weight[i]);
-        }
-#pragma unroll
-        for (int j = 0; j < kAtOnce; ++j) {
-          if (begin + j < pieces) {
-            out[i].combine(1, __shfl_sync(~0U, weight[i], begin + j), Quad::unpacked(parts[i][j].bits()));
-          }
-        }
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kQuads; ++i) {
-      if (has(i)) reinterpret_cast<uint2*>(x_shared_)[thread_ + i * kConsumers] = out[i].packed();
-    }
-  }
-
-  // x += y, when it is there
-  __device__ void add(const Word* y, unsigned flag) {
-    WordPair pairs[kQuads] = {};
-    pause(kShortestWait);
-    await_pairs<kQuads>(pairs, y, p_.n_embd / 2, thread_, kConsumers, flag);
-#pragma unroll
-    for (int i = 0; i < kQuads; ++i) {
-      if (has(i)) x_[i].combine(1, 1, Quad::unpacked(pairs[i].bits()));
-    }
-  }
-
-  __device__ void keep_middle() {
-#pragma unroll
-    for (int i = 0; i < kQuads; ++i) middle_[i] = x_[i];
-  }
-
-  // x into x_shared_, not yet normed: products are multiplied by the factor that this returns.
-  __device__ float share_normed() {
-    float squares = 0;
-#pragma unroll
-    for (int i = 0; i < kQuads; ++i) {
-      if (!has(i)) continue;
-      reinterpret_cast<uint2*>(x_shared_)[thread_ + i * kConsumers] = x_[i].packed();
-      squares += x_[i].squares();
-    }
-    squares = warp_sum(squares);
-    if (lane_ == 0) memory_.squares[warp_] = squares;
-    consumers_sync();
-    float total = 0;
-#pragma unroll
-    for (int i = 0; i < kConsumerWarps; ++i) total += memory_.squares[i];
-    return inverse_norm(total);
-  }
-
-  __device__ void fetch_hidden(unsigned flag) {
-    constexpr int kAtOnce = STEPS;  // 4 values a pair of words: all of an MLP of 4 * n_embd
-    for (int begin = 0; begin < p_.mlp_width / 2; begin += 2 * kAtOnce * kConsumers) {
-      WordPair pairs[kAtOnce] = {};
-      await_pairs<kAtOnce>(pairs, own_copy(p_.exchange.hidden) + begin, p_.mlp_width / 2 - begin, thread_, kConsumers,
-                           flag);
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int word = begin + 2 * (thread_ + i * kConsumers);
-        if (word < p_.mlp_width / 2) {
-          reinterpret_cast<uint2*>(hidden_)[word / 2] = pairs[i].bits();
-        }
-      }
-    }
-    consumers_sync();
+    return p_.gate_scale * sigmoid(warp_sum(gate) * block_memory().norm_factor);
   }
 
   __device__ float inverse_norm(float squares) const { return rsqrtf(squares * p_.inverse_width + p_.norm_eps); }
 
   const DecodeParams& p_;
-  BlockMemory& memory_;
-  __nv_bfloat16 *x_shared_, *hidden_;
   RingReader ring_;
   const int thread_ = static_cast<int>(threadIdx.x), warp_ = thread_ / 32, lane_ = thread_ % 32;
+  const int rank_ = cluster_rank(), cluster_ = static_cast<int>(blockIdx.x) / kRanks;
+  const RankRows own_{p_.n_embd, rank_};
+  const ClusterShare& share_;
+  const int group_;                                      // query heads of one KV head
+  unsigned x_turn_ = 0, mlp_turn_ = 0, heads_turn_ = 0;  // of inboxes: of x, of the MLP's x and inside, of attention's
   unsigned sums_turn_ = 0, first_flag_ = 0;
-  float factor_ = 0;  // of the norm of what is in x_shared_
-  float best_ = 0;    // of this thread's logits
+  float best_ = 0;  // of this thread's logits
   int best_row_ = 0;
   int position_ = 0, token_ = 0;
   Rotary rotary_;
-  Quad x_[kQuads], x0_[kQuads], middle_[kQuads];  // the residual stream, the embedding, the layer to back out
+  uint2 value_row_{};                              // of the value embedding
+  float element_ = 0, embedded_ = 0, middle_ = 0;  // of the residual stream, the embedding, the layer to back out
 };
 
-template <int STEPS>
+template <WeightFormat FORMAT, int GROUPS>
 __global__ void __launch_bounds__(kThreads, 1) decode_kernel(const __grid_constant__ DecodeParams p) {
-  extern __shared__ __align__(128) unsigned char shared[];
-  BlockMemory& memory = *reinterpret_cast<BlockMemory*>(shared);
-  unsigned char* ring = shared + ring_offset(p.n_embd, p.mlp_width);
+  BlockMemory& memory = block_memory();
+  Consumer<FORMAT, GROUPS> consumer(p);
   if (threadIdx.x == 0) {
     for (int i = 0; i < kEntries; ++i) {
       init_barrier(&memory.barriers.full[i], 1);
-      init_barrier(&memory.barriers.empty[i], kConsumerWarps);
+      init_barrier(&memory.barriers.empty[i], kReadings);
     }
+    consumer.open_inboxes();
     asm volatile("fence.mbarrier_init.release.cluster;\n fence.proxy.async.shared::cta;" ::: "memory");
   }
+  for (int i = static_cast<int>(threadIdx.x); i < 2 * kPassRows; i += kThreads) {
+    for (int slot = kConsumerWarps; slot < kSumSlots; ++slot) memory.sums.parts[i / kPassRows][i % kPassRows][slot] = 0;
+  }
   for (int i = static_cast<int>(threadIdx.x); i < p.n_layer; i += kThreads) memory.layers[i] = p.layers[i];
-  if (threadIdx.x < kMatrices) {
-    const int rows[] = {(p.n_head + 2 * p.n_kv_head) * kHeadDim, p.n_embd, p.mlp_width, p.n_embd, p.vocab};
-    // Not the same seat for each, so that no block has the larger share of all.
-    const int blocks = static_cast<int>(gridDim.x);
-    const int seat = (static_cast<int>(blockIdx.x) + 37 * static_cast<int>(threadIdx.x)) % blocks;
-    memory.shares[threadIdx.x] = share(rows[threadIdx.x], seat, blocks);
-  }
   __syncthreads();
+  cluster_sync();  // before any rank sends
   if (threadIdx.x >= kConsumers) {
-    produce(p, memory, ring);
+    RingWriter ring(&memory.barriers, shared_memory + p.layout.ring, p.layout.ring_bytes, p.in_flight);
+    produce<FORMAT>(p, memory.layers, ring);
   } else {
-    Consumer<STEPS>(p, memory, shared + vectors_offset(), ring).run();
+    consumer.run();
   }
+  cluster_sync();  // a block that has ended cannot be sent to
 }
 
 }  // namespace nanochat_x::cuda

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cuda.h>
 #include <cuda_bf16.h>
 
 #include <cstdint>
@@ -8,14 +9,18 @@ namespace nanochat_x::cuda {
 
 inline constexpr int kHeadDim = 128;                                              // of every model that nanochat makes
 inline constexpr float kScoreScale = 1.4426950408889634F * 0.08838834764831845F;  // log2(e) / sqrt(128)
-inline constexpr int kMostSplits = 16;  // pieces of one head's keys, each attended to by one block
 inline constexpr int kMostLayers = 48;
-inline constexpr int kCopies = 8;      // of every word that all blocks read: one would be asked for too often
-inline constexpr int kSplitKeys = 64;  // keys that a block attends to at once
+inline constexpr int kRanks = 8;          // blocks of a cluster
+inline constexpr int kMostClusters = 16;  // half a warp has a lane for each
+inline constexpr int kGroup = 32;         // columns of a vector that are packed together: a lane has one
+inline constexpr int kHiddenUnit = 256;   // what is inside the MLP is dealt out to clusters by so many: a group a rank
 
-/// One value of an exchange between blocks: the value's bits in the low half, the flag that says whose turn it is in
-/// the high half. Both are written and read by one 64-bit access, so whoever sees the flag has the value.
+/// One value of the exchange of the most likely tokens: the value's bits in the low half, the flag that says whose turn
+/// it is in the high half. Both are written and read by one access, so whoever sees the flag has the value.
 using Word = unsigned long long;
+
+/// How the decode kernel takes the weights of a matrix.
+enum class WeightFormat : std::uint8_t { kBfloat16, kInt8, kInt4 };
 
 /// Device pointers and constants of one layer. Matrices are row-major [N, K], bfloat16.
 struct LayerParams {
@@ -33,15 +38,48 @@ struct DecodeState {
   int position;  // of `token`
 };
 
-/// Words that blocks exchange within a step; each is reused in every layer, under another flag.
+/// What a cluster computes of each layer: KV heads with their queries, and a part of the inside of the MLP.
+struct ClusterShare {
+  int kv_begin, kv_end, hidden_begin, hidden_end;
+
+  __host__ __device__ int kv_heads() const { return kv_end - kv_begin; }
+  __host__ __device__ int hidden() const { return hidden_end - hidden_begin; }
+};
+
+/// The rows of the residual stream that blocks of one rank add up: whole groups.
+struct RankRows {
+  int begin, end;
+
+  __host__ __device__ RankRows(int n_embd, int rank)
+      : begin(n_embd / kGroup * rank / kRanks * kGroup), end(n_embd / kGroup * (rank + 1) / kRanks * kGroup) {}
+  __host__ __device__ int count() const { return end - begin; }
+};
+
+__host__ __device__ inline int most_rank_rows(int n_embd) { return (n_embd / kGroup + kRanks - 1) / kRanks * kGroup; }
+
+/// What clusters exchange within a step. A word of 16 bytes carries four sums and a flag (exchange.cuh).
 struct Exchange {
-  Word* qkv;        // [(H + 2 H_kv) * 128], float32
-  Word* partial;    // [H, kMostSplits, 64]: attention over a split of the keys, two bfloat16 a word
-  Word* lse;        // [H, kMostSplits]: log2 of the split's sum of exponentials, float32
-  Word* y;          // [2, C / 2]: what attention and MLP add to the residual stream, two bfloat16 a word
-  Word* hidden;     // [mlp_width / 2]: inside the MLP, two bfloat16 a word
-  Word* best;       // [blocks, 2]: each block's largest logit and its token
-  int copy_stride;  // words from one copy to the next, of all but qkv
+  uint4* attention;  // [kMostClusters, C / 4]: parts of what attention adds to the residual stream
+  uint4* mlp;        // [2, kMostClusters, C / 4]: the same of the MLP, for even layers and odd ones
+  Word* best;        // [blocks, 2]: each block's largest logit and its token
+};
+
+/// Where things lie in a block's dynamic shared memory, in bytes; decode_layout.h.
+struct BlockLayout {
+  int x, mlp_x, qkv, parts, attended, hidden, ring, ring_bytes;
+};
+
+/// How the copy engine reads the matrices of which a cluster takes some columns.
+struct TensorMaps {
+  CUtensorMap c_proj, mlp_c_proj;
+};
+
+/// Weights in 8 or 4 bits in the order in which blocks take them (packed_weights.h).
+struct PackedStream {
+  const unsigned char* layers;           // a block's are one run, over all layers
+  long long cluster[kMostClusters];      // where the runs of a cluster's blocks begin
+  long long layer_bytes[kMostClusters];  // of one block and layer
+  const unsigned char* head;             // by 16 rows
 };
 
 /// Everything a launch needs. Sizes: C = n_embd, D = 128.
@@ -56,6 +94,8 @@ struct DecodeParams {
   const LayerParams* layers;
   const __nv_bfloat16 *wte, *lm_head;
   const float *smear_gate, *cos, *sin;  // tables [positions, 64]
+  const TensorMaps* maps;               // [n_layer], in bfloat16
+  PackedStream packed;                  // in the place of matrices, in 8 and 4 bits
   __nv_bfloat16 *cache_k, *cache_v;     // [L, rows, H_kv, capacity, 128]; this launch uses one row
   long long cache_layer, cache_head;    // strides in elements
   Exchange exchange;
@@ -65,8 +105,10 @@ struct DecodeParams {
   int* drawn;         // [steps]: the most likely token after each step
   float* logits;      // [vocab], of the last step
   int steps;
-  int slots;      // rows of the ring
-  int in_flight;  // rows of the ring that are asked for at a time, at most
+  int clusters, attention_clusters;  // the first so many have KV heads
+  ClusterShare shares[kMostClusters];
+  BlockLayout layout;
+  int in_flight;  // bytes that are asked for at a time, at most
 };
 
 }  // namespace nanochat_x::cuda

@@ -4,25 +4,30 @@
 
 #include "check.h"
 #include "decode_kernel.cuh"
+#include "decode_kernels.h"
+#include "decode_plan.h"
 #include "decoder.h"
 #include "device_memory.h"
 #include "layer_params.h"
 #include "nanochat_x/error.h"
+#include "packed_weights.h"
+#include "tensor_maps.h"
 
 namespace nanochat_x::cuda {
 namespace {
 
-constexpr int kMostWidth = 2048;  // of the residual stream; a kernel is compiled for each 256 of it
-// Rows of weights. Measured on an H100 at d20's shape: 5 to 8 rows gave 2,120 to 2,150 tokens/s, 12 gave 3 % less; with
-// no bound, in an earlier state, 14 % less.
-constexpr int kInFlight = 8;
-using Kernel = void (*)(DecodeParams);
+// Bytes of weights that a block asks for at a time. Measured on an H100 at d20's shape: in bfloat16 16 to 32 KB gave
+// the same, 48 KB 4 % less; in 8 bits 16 KB gave 2 % more than 24 and 5 % more than 32.
+constexpr int kInFlight = 24 << 10, kPackedInFlight = 16 << 10;
+constexpr float kMostScore = 80;  // log2 of an exponential: sums of thousands stay in float32's range
 
-template <int... STEPS>
-Kernel kernel_of(int steps, std::integer_sequence<int, STEPS...>) {
-  Kernel found = nullptr;
-  ((steps == STEPS + 1 ? void(found = decode_kernel<STEPS + 1>) : void()), ...);
-  return found;
+WeightFormat format_of(const DecoderModel& model) {
+  return model.bits == 8 ? WeightFormat::kInt8 : model.bits == 4 ? WeightFormat::kInt4 : WeightFormat::kBfloat16;
+}
+
+DecodeKernel kernel_for(WeightFormat format, int groups) {
+  if (format == WeightFormat::kInt8) return int8_kernel(groups);
+  return format == WeightFormat::kInt4 ? int4_kernel(groups) : bfloat16_kernel(groups);
 }
 
 const __nv_bfloat16* bf16(const void* pointer) { return static_cast<const __nv_bfloat16*>(pointer); }
@@ -35,6 +40,11 @@ const char* why_not(const DecoderModel& m) {
   if (m.n_embd > kMostWidth) return "the model is wider than 2048";
   if (m.mlp_width < m.n_embd || m.mlp_width % m.n_embd != 0) return "the MLP's width is no multiple of the model's";
   if (m.layers.empty() || m.layers.size() > kMostLayers) return "it has more than 48 layers, or none";
+  if (m.bits != 16 && (m.quant_group % kGroup != 0 || m.n_embd % m.quant_group != 0)) {
+    return "its groups of weights are no multiple of 32";
+  }
+  // Exponentials of scores are taken without the largest (attend.cuh).
+  if (m.qk_scale * m.qk_scale * kHeadDim * kScoreScale > kMostScore) return "its queries and keys are scaled too much";
   if (m.vocab % 2 != 0 || m.vocab < m.n_embd) return "the vocabulary is odd or small";
   return "";
 }
@@ -51,37 +61,53 @@ struct Decoder::Parts {
     std::vector<LayerParams> table;
     for (const DecoderLayer& layer : model.layers) table.push_back(layer_params(layer));
     layers = DeviceArray<LayerParams>(std::span<const LayerParams>(table));
-    // Every block must have rows of every matrix: exchange.cuh relies on it.
-    blocks = static_cast<int>(std::min<std::int64_t>(device_attribute(cudaDevAttrMultiProcessorCount),
-                                                     std::min(model.n_embd, model.vocab) / 2));
-    const auto c = static_cast<std::size_t>(model.n_embd), heads = static_cast<std::size_t>(model.n_head),
-               kv_heads = static_cast<std::size_t>(model.n_kv_head), mlp = static_cast<std::size_t>(model.mlp_width);
-    const std::size_t sizes[] = {
-        (heads + 2 * kv_heads) * kHeadDim,   heads * (kHeadDim / 2) * kMostSplits, heads * kMostSplits, c, mlp / 2,
-        2 * static_cast<std::size_t>(blocks)};
-    Word** const fields[] = {&exchange.qkv, &exchange.partial, &exchange.lse,
-                             &exchange.y,   &exchange.hidden,  &exchange.best};
-    std::size_t total = 0;
-    for (const std::size_t size : sizes) total += (size + 15) / 16 * 16;
-    exchange.copy_stride = static_cast<int>(total);
-    words = DeviceArray<Word>(total * kCopies);
-    Word* next = words.data();
-    for (std::size_t i = 0; i < std::size(sizes); ++i) {
-      *fields[i] = next;
-      next += (sizes[i] + 15) / 16 * 16;
-    }
-    state = DeviceArray<DecodeState>(1);
-    drawn = DeviceArray<int>(static_cast<std::size_t>(kMostSteps));
-    logits = DeviceArray<float>(static_cast<std::size_t>(model.vocab));
-    kernel =
-        kernel_of(static_cast<int>((model.n_embd + 255) / 256), std::make_integer_sequence<int, kMostWidth / 256>());
+    const WeightFormat format = format_of(model);
+    kernel = kernel_for(format, warp_groups(static_cast<int>(model.n_embd)));
     shared_bytes = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-    const int width = static_cast<int>(model.n_embd);
-    slots = (shared_bytes - ring_offset(width, static_cast<int>(model.mlp_width))) / (2 * width + kRowPadding);
-    if (slots < 5 * kTile) throw Error("CUDA: this card's shared memory is too small for the model");
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                shared_bytes),
           "asking for shared memory");
+    shares = deal_out(model, clusters());
+    layout = block_layout(model, shares, format, sizeof(BlockMemory), shared_bytes);
+    if (format == WeightFormat::kBfloat16) {
+      maps = tensor_maps(model);
+    } else {
+      packed = PackedWeights(model, shares);
+    }
+    const auto words = static_cast<std::size_t>(model.n_embd / 4) * kMostClusters;
+    sums = DeviceArray<uint4>(3 * words);
+    best = DeviceArray<Word>(shares.size() * kRanks * 2);
+    exchange = {sums.data(), sums.data() + words, best.data()};
+    state = DeviceArray<DecodeState>(1);
+    drawn = DeviceArray<int>(static_cast<std::size_t>(kMostSteps));
+    logits = DeviceArray<float>(static_cast<std::size_t>(model.vocab));
+  }
+
+  // Of a grid of clusters one block of which fills a multiprocessor.
+  cudaLaunchConfig_t config(cudaLaunchAttribute (&attributes)[2], std::size_t grid) const {
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim = {kRanks, 1, 1};
+    // All blocks are resident together, or none is. They wait for each other.
+    attributes[1].id = cudaLaunchAttributeCooperative;
+    attributes[1].val.cooperative = 1;
+    cudaLaunchConfig_t made{};
+    made.gridDim = dim3(static_cast<unsigned>(grid * kRanks));
+    made.blockDim = dim3(kThreads);
+    made.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
+    made.attrs = attributes;
+    made.numAttrs = 2;
+    return made;
+  }
+
+  // As many as fit on the card together; each must have a part of the MLP: exchange.cuh relies on it.
+  int clusters() const {
+    cudaLaunchAttribute attributes[2];
+    const cudaLaunchConfig_t one = config(attributes, 1);
+    int fit = 0;
+    check(cudaOccupancyMaxActiveClusters(&fit, reinterpret_cast<const void*>(kernel), &one), "asking for clusters");
+    const auto most = std::min<std::int64_t>({fit, kMostClusters, model.mlp_width / kHiddenUnit});
+    if (most < 1) throw Error("CUDA: this card has no room for a cluster of 8 blocks");
+    return static_cast<int>(most);
   }
 
   DecodeParams params(std::int64_t steps, const int* forced, const DecoderCache& cache) {
@@ -120,20 +146,30 @@ struct Decoder::Parts {
     p.drawn = drawn.data();
     p.logits = logits.data();
     p.steps = static_cast<int>(steps);
-    p.slots = slots;
-    p.in_flight = kInFlight;
+    p.maps = maps.data();
+    p.packed = packed.stream();
+    p.clusters = static_cast<int>(shares.size());
+    p.attention_clusters = std::min(p.clusters, p.n_kv_head);
+    std::ranges::copy(shares, p.shares);
+    p.layout = layout;
+    p.in_flight = model.bits == 16 ? kInFlight : kPackedInFlight;
     return p;
   }
 
   DecoderModel model;
   DeviceArray<LayerParams> layers;
-  DeviceArray<Word> words;
+  std::vector<ClusterShare> shares;
+  BlockLayout layout{};
+  DeviceArray<TensorMaps> maps;
+  PackedWeights packed;
+  DeviceArray<uint4> sums;
+  DeviceArray<Word> best;
   DeviceArray<DecodeState> state;
   DeviceArray<int> drawn;
   DeviceArray<float> logits;
   Exchange exchange{};
-  Kernel kernel = nullptr;
-  int blocks = 0, shared_bytes = 0, slots = 0;
+  DecodeKernel kernel = nullptr;
+  int shared_bytes = 0;
   unsigned flag = 1;  // words begin as zeros
 };
 
@@ -155,12 +191,10 @@ void Decoder::set_state(int token, int previous, int position, void* stream) {
 void Decoder::run(std::int64_t steps, const int* forced, const DecoderCache& cache, void* stream) {
   if (steps < 1 || steps > kMostSteps) throw Error("CUDA: a run has 1 to 256 steps, not " + std::to_string(steps));
   DecodeParams params = parts_->params(steps, forced, cache);
-  void* arguments[] = {&params};
-  // Cooperative: all blocks are resident together, or none is. They wait for each other.
-  check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(parts_->kernel),
-                                    dim3(static_cast<unsigned>(parts_->blocks)), dim3(kThreads), arguments,
-                                    static_cast<std::size_t>(parts_->shared_bytes), static_cast<cudaStream_t>(stream)),
-        "starting the decode kernel");
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config = parts_->config(attributes, parts_->shares.size());
+  config.stream = static_cast<cudaStream_t>(stream);
+  check(cudaLaunchKernelEx(&config, parts_->kernel, params), "starting the decode kernel");
 }
 
 const float* Decoder::logits() const { return parts_->logits.data(); }

@@ -7,6 +7,13 @@
 
 namespace nanochat_x::cuda {
 
+/// A matrix in 8 or 4 bits on the card, as docs/quantization.md has it: scales and zeros of groups along a row.
+struct QuantizedMatrix {
+  const void* values = nullptr;  ///< int8 [N, K], or uint8 [N, K / 2]
+  const void* scales = nullptr;  ///< bfloat16 [N, K / group]
+  const void* zeros = nullptr;   ///< uint8 [N, K / group], of 4 bits
+};
+
 /// One layer of a model on the card: device pointers to row-major bfloat16 matrices [N, K]. c_q, c_k and c_v lie one
 /// behind the other, as one matrix.
 struct DecoderLayer {
@@ -15,6 +22,10 @@ struct DecoderLayer {
   const float* ve_gate = nullptr;     ///< [n_kv_head, gate_channels], with a value embedding
   float resid_lambda = 1, x0_lambda = 0;
   std::int64_t window = -1;  ///< keys behind a query that it sees; -1: all
+  /// What those matrices stand for, in a model that has them so; the matrices themselves then are its rounded values.
+  struct Quantized {
+    QuantizedMatrix c_q, c_k, c_v, c_proj, c_fc, mlp_c_proj;
+  } quantized;
 };
 
 /// A model on the card. The memory that it points to must outlive the Decoder.
@@ -29,6 +40,9 @@ struct DecoderModel {
   const void *wte = nullptr, *lm_head = nullptr;  ///< bfloat16 [vocab, n_embd]
   const float* smear_gate = nullptr;              ///< [smear_channels]
   const float *cos = nullptr, *sin = nullptr;     ///< [positions, 64]
+  int bits = 16;                                  ///< of a weight of a matrix: 16, or 8 and 4 with `quantized`
+  std::int64_t quant_group = 0;                   ///< weights that share a scale
+  QuantizedMatrix quantized_head;                 ///< of lm_head
   std::vector<DecoderLayer> layers;
 };
 
@@ -46,8 +60,8 @@ void check_can_decode(const DecoderModel& model);
 /// Decodes one sequence, a persistent kernel for any number of steps.
 class Decoder {
  public:
-  /// On the current device. Throws Error for a model that `why_not` refuses, a card below compute capability 9.0, or
-  /// without memory.
+  /// On the current device. What `quantized` points to is packed anew and need not outlive this. Throws Error for a
+  /// model that `why_not` refuses, a card below compute capability 9.0, or without memory.
   explicit Decoder(DecoderModel model);
   ~Decoder();
   Decoder(Decoder&&) noexcept;

@@ -1,11 +1,12 @@
 #pragma once
 
-// Values that go from one block to all others within a launch. A word carries its value and a flag, so that no barrier
-// is needed: a reader asks for the word until it carries the flag of this layer. One way through the L2 cache, in the
-// place of a barrier's three.
+// Sums that go from one cluster to all others within a launch. A word carries four of them and a flag, so that no
+// barrier is needed: a reader asks for the word until it carries the flag of this layer. One way through the L2 cache,
+// in the place of a barrier's three.
 //
-// A word may be overwritten in the next layer: whoever writes there has read what every block wrote after it had read
-// this layer's word. So every block must have a share of each matrix.
+// Blocks of the same rank exchange with each other alone. A word may be overwritten when whoever writes there has words
+// of each of its readers that these wrote after reading it. Of attention not every cluster writes, so the words of the
+// MLP are written in turns to two places: a cluster may be a layer ahead of another that has no heads.
 
 #include <cstdint>
 
@@ -18,66 +19,42 @@ __device__ inline void store_word(Word* to, std::uint32_t value, unsigned flag) 
                : "memory");
 }
 
-__device__ inline void store_word(Word* to, float value, unsigned flag) {
-  store_word(to, __float_as_uint(value), flag);
-}
-
-__device__ inline bool has_flag(Word word, unsigned flag) { return static_cast<unsigned>(word >> 32U) == flag; }
-__device__ inline float value_of(Word word) { return __uint_as_float(static_cast<std::uint32_t>(word)); }
-
-struct WordPair {
-  Word a, b;
-
-  __device__ bool has(unsigned flag) const { return has_flag(a, flag) && has_flag(b, flag); }
-  __device__ uint2 bits() const { return make_uint2(static_cast<std::uint32_t>(a), static_cast<std::uint32_t>(b)); }
-  __device__ float first() const { return value_of(a); }
-  __device__ float second() const { return value_of(b); }
-};
-
-// Clocks in which no word of another block can arrive after this one has written its own. Asking earlier is in vain and
-// keeps the L2 cache from its work: measured on an H100, 2,075 tokens/s at d20 became 2,148.
-inline constexpr int kShortestWait = 1500;
-
-__device__ inline void pause(int clocks) {
-  const int begin = static_cast<int>(clock());
-  while (static_cast<int>(clock()) - begin < clocks) {
-  }
-}
-
-// Two neighbouring words, at an even index.
-__device__ inline WordPair load_pair(const Word* from) {
-  WordPair pair;
-  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(pair.a), "=l"(pair.b) : "l"(from) : "memory");
-  return pair;
-}
-
-__device__ inline WordPair await_pair(const Word* from, unsigned flag) {
-  WordPair pair = load_pair(from);
-  while (!pair.has(flag)) pair = load_pair(from);
-  return pair;
-}
-
-__device__ inline Word load_word(const Word* from) {
+__device__ inline Word await_word(const Word* from, unsigned flag) {
   Word word;
-  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
+  do {
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
+  } while (static_cast<unsigned>(word >> 32U) != flag);
   return word;
 }
 
-// pairs[i] = the words at from + 2 * (thread + i * threads), for all that begin below `count`.
-template <int N>
-__device__ void await_pairs(WordPair (&pairs)[N], const Word* from, int count, int thread, int threads, unsigned flag) {
-  bool all = false;
-  while (!all) {
-    all = true;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      if (2 * (thread + i * threads) < count) pairs[i] = load_pair(from + 2 * (thread + i * threads));
-    }
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      if (2 * (thread + i * threads) < count) all = all && pairs[i].has(flag);
-    }
-  }
+// Each sum loses the lowest 8 of its 32 bits, rounded to nearest.
+__device__ inline void store_sums(uint4* to, float4 sums, unsigned flag) {
+  const auto rounded = [](float value) { return __float_as_uint(value) + 0x80U; };
+  const std::uint32_t a = rounded(sums.x), b = rounded(sums.y), c = rounded(sums.z), d = rounded(sums.w);
+  const std::uint32_t first = __byte_perm(a, b, 0x5321), second = __byte_perm(b, c, 0x6532),
+                      third = __byte_perm(c, d, 0x7653);
+  asm volatile(
+      "{\n .reg .b64 low, high;\n .reg .b128 word;\n mov.b64 low, {%1, %2};\n mov.b64 high, {%3, %4};\n"
+      " mov.b128 word, {low, high};\n st.relaxed.gpu.global.b128 [%0], word;\n}" ::"l"(to),
+      "r"(first), "r"(second), "r"(third), "r"(flag)
+      : "memory");
+}
+
+__device__ inline uint4 load_sums(const uint4* from) {
+  uint4 word;
+  asm volatile(
+      "{\n .reg .b64 low, high;\n .reg .b128 word;\n ld.relaxed.gpu.global.b128 word, [%4];\n"
+      " mov.b128 {low, high}, word;\n mov.b64 {%0, %1}, low;\n mov.b64 {%2, %3}, high;\n}"
+      : "=r"(word.x), "=r"(word.y), "=r"(word.z), "=r"(word.w)
+      : "l"(from)
+      : "memory");
+  return word;
+}
+
+__device__ inline float4 sums_of(const uint4& word) {
+  return make_float4(__uint_as_float(word.x << 8U), __uint_as_float(__byte_perm(word.x, word.y, 0x5430) & 0xffffff00U),
+                     __uint_as_float(__byte_perm(word.y, word.z, 0x4320) & 0xffffff00U),
+                     __uint_as_float(word.z & 0xffffff00U));
 }
 
 }  // namespace nanochat_x::cuda

@@ -1,10 +1,14 @@
 // The decode kernel against float64 on the CPU, then its speed beside the card's read bandwidth. Exit code 1 if it is
 // wrong.
+//
+//   decode_bench          all of it
+//   decode_bench speed    without the checks
 
 #include <algorithm>
 #include <cstdio>
 #include <random>
 #include <string>
+#include <string_view>
 
 #include "measuring.cuh"
 #include "random_model.h"
@@ -14,7 +18,7 @@ namespace {
 
 struct Sequence {
   DeviceArray<std::uint16_t> keys, values;
-  DecoderCache cache;
+  DecoderCache cache{};
   Sequence(const DecoderModel& m, std::int64_t capacity)
       : keys(m.layers.size() * static_cast<std::size_t>(m.n_kv_head * capacity * 128)), values(keys.size()) {
     cache = {keys.data(), values.data(), 1, capacity};
@@ -74,8 +78,11 @@ void speed(const RandomShape& shape, double bandwidth) {
   check(cudaMemcpy(sequence.values.data(), noise.data(), noise.size() * 2, cudaMemcpyHostToDevice), "copy");
   const double layer_rows =
       static_cast<double>(shape.n_head + 2 * shape.n_kv_head) * 128 + 9.0 * static_cast<double>(shape.n_embd);
-  const double bytes = 2.0 * static_cast<double>(shape.n_embd) *
+  // Of a quantised weight with its share of a scale and a zero.
+  const double weight_bits = shape.bits == 16 ? 16 : shape.bits + (shape.bits == 8 ? 16.0 : 24.0) / 32;
+  const double bytes = weight_bits / 8 * static_cast<double>(shape.n_embd) *
                        (static_cast<double>(shape.n_layer) * layer_rows + static_cast<double>(shape.vocab));
+  const std::string format = shape.bits == 16 ? "" : " int" + std::to_string(shape.bits);
   for (const int context : {1, 512, 1900}) {
     if (context + 64 > shape.positions) continue;
     for (const int steps : {1, 8, 64}) {
@@ -86,8 +93,8 @@ void speed(const RandomShape& shape, double bandwidth) {
       });
       const double rate = steps / times[times.size() / 2];
       std::printf(
-          "d%ld context %4d, %2d steps a launch: %.1f tokens/s (%.1f to %.1f), %.1f us a step, %.1f %% of read\n",
-          shape.n_layer, context, steps, rate, steps / times.back(), steps / times.front(), 1e6 / rate,
+          "d%ld%s context %4d, %2d steps a launch: %.1f tokens/s (%.1f to %.1f), %.1f us a step, %.1f %% of read\n",
+          shape.n_layer, format.c_str(), context, steps, rate, steps / times.back(), steps / times.front(), 1e6 / rate,
           100 * rate * bytes / bandwidth);
     }
   }
@@ -107,33 +114,55 @@ bool check_all() {
   good = check_one("wide", {2, 1664, 13, 13, 2048, 512, 130}, {1, 3, 20}, 4) && good;
   good = check_one("widest", {2, 2048, 16, 16, 2048, 512, 130}, {1, 3, 20}, 6) && good;
   good = check_one("d20", {20, 1280, 10, 10, 32768, 64, 16}, {1, 2, 3}, 5) && good;
-  const double spoilt = check_model({5, 256, 2, 2, 512, 512, 40}, {1, 30}, 1, true);
-  std::printf("a reference without smear is told apart: relative error %.3g\n", spoilt);
-  return good && spoilt > kAllowed;
+  for (const int bits : {8, 4}) {
+    const std::string name = " in " + std::to_string(bits) + " bits";
+    const auto check_format = [&](const char* model, RandomShape shape, const std::vector<int>& runs) {
+      shape.bits = bits;
+      good = check_one((model + name).c_str(), shape, runs, 11) && good;
+    };
+    check_format("tiny", {5, 256, 2, 2, 512, 512, 40}, {1, 1, 2, 5, 30, 1, 100, 160});
+    check_format("generation classic", {3, 512, 4, 4, 1024, 512, 0, true}, {1, 3, 150});
+    check_format("grouped heads", {4, 768, 6, 2, 1000, 512, 130}, {1, 3, 150, 1});
+    check_format("groups of 64", {2, 1664, 13, 13, 2048, 512, 130, false, 16, 64}, {1, 3, 20});
+    check_format("widest", {2, 2048, 16, 16, 2048, 512, 130}, {1, 3, 20});
+    check_format("d20", {20, 1280, 10, 10, 32768, 64, 16}, {1, 2, 3});
+  }
+  for (const int bits : {16, 8, 4}) {
+    RandomShape tiny{5, 256, 2, 2, 512, 512, 40};
+    tiny.bits = bits;
+    const double spoilt = check_model(tiny, {1, 30}, 1, true);
+    std::printf("a reference without smear is told apart in %d bits: relative error %.3g\n", bits, spoilt);
+    good = good && spoilt > kAllowed;
+  }
+  return good;
 }
 
-int main_of() {
+int main_of(bool checks) {
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, 0), "asking for the device");
   std::printf("%s, %d multiprocessors\n", properties.name, properties.multiProcessorCount);
-  if (!check_all()) {
+  if (checks && !check_all()) {
     std::printf("error: the decode kernel is wrong\n");
     return 1;
   }
   const double bandwidth = read_bandwidth();
   std::printf("read bandwidth %.1f GB/s\n", bandwidth / 1e9);
   speed({12, 768, 6, 6, 32768, 2048, 512}, bandwidth);
-  speed({20, 1280, 10, 10, 32768, 2048, 512}, bandwidth);
+  for (const int bits : {16, 8, 4}) {
+    RandomShape d20{20, 1280, 10, 10, 32768, 2048, 512};
+    d20.bits = bits;
+    speed(d20, bandwidth);
+  }
   return 0;
 }
 
 }  // namespace
 }  // namespace nanochat_x::cuda
 
-int main() {
+int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   try {
-    return nanochat_x::cuda::main_of();
+    return nanochat_x::cuda::main_of(argc < 2 || std::string_view(argv[1]) != "speed");
   } catch (const std::exception& error) {
     std::printf("error: %s\n", error.what());
     return 1;

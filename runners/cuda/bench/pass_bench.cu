@@ -159,7 +159,8 @@ double error_of(const Scenario& scenario, bool spoil) {
   for (std::size_t i = 0; i < scenario.steps.size(); ++i) {
     take(both.feed(0, scenario.first.size(), scenario.steps[i], i % 2 == 0));
   }
-  take(both.decode(3));
+  // In 8 and 4 bits the kernel that decodes has other weights than passes have: decode_bench checks it.
+  if (!scenario.shape.rounded) take(both.decode(3));
   return worst;
 }
 
@@ -167,7 +168,7 @@ bool check_all() {
   const RandomShape tiny{5, 256, 2, 2, 512, 512, 40};
   std::vector<std::int64_t> staggered(64);
   for (std::size_t i = 0; i < staggered.size(); ++i) staggered[i] = static_cast<std::int64_t>(i);
-  const std::vector<Scenario> scenarios{
+  std::vector<Scenario> scenarios{
       {"one row, all lengths", tiny, 2048, {1}, {1, 2, 5, 8, 9, 15, 17, 64, 65, 1, 127, 1}},
       {"passes of 33 tokens, windows of 40", tiny, 33, {100}, {1, 34, 77, 3}},
       {"three ragged rows", tiny, 2048, {1, 200, 63}, {1, 1, 1, 19, 1, 5, 130, 1, 1, 1}},
@@ -186,6 +187,18 @@ bool check_all() {
       {"d20", {20, 1280, 10, 10, 32768, 128, 16}, 2048, {40}, {3, 1}},
       {"d20, 33 rows", {20, 1280, 10, 10, 32768, 128, 16}, 2048, std::vector<std::int64_t>(33), {1, 1}},
   };
+  for (const int bits : {8, 4}) {
+    RandomShape small = tiny, large{20, 1280, 10, 10, 32768, 128, 16};
+    small.bits = large.bits = bits;
+    small.rounded = large.rounded = true;
+    const bool is_int8 = bits == 8;
+    scenarios.push_back({is_int8 ? "three ragged rows in 8 bits" : "three ragged rows in 4 bits",
+                         small,
+                         2048,
+                         {1, 200, 63},
+                         {1, 1, 1, 19, 1, 5, 130, 1, 1, 1}});
+    scenarios.push_back({is_int8 ? "d20 in 8 bits" : "d20 in 4 bits", large, 2048, {40}, {3, 1}});
+  }
   bool good = true;
   for (const Scenario& scenario : scenarios) {
     const double error = error_of(scenario, false);

@@ -10,6 +10,7 @@
 
 #include "../decoder.h"
 #include "../device_memory.h"
+#include "random_matrix.h"
 #include "reference.h"
 
 namespace nanochat_x::cuda {
@@ -17,6 +18,9 @@ namespace nanochat_x::cuda {
 struct RandomShape {
   std::int64_t n_layer, n_embd, n_head, n_kv_head, vocab, positions, short_window;
   bool plain = false;  // generation classic: no lambdas, value embeddings, smear, windows
+  int bits = 16;       // of a weight of a matrix: 16, 8 or 4
+  std::int64_t quant_group = 32;
+  bool rounded = false;  // on the host such matrices are as passes take them: rounded to bfloat16
 };
 
 struct RandomModel {
@@ -26,38 +30,26 @@ struct RandomModel {
   std::vector<DeviceArray<float>> floats;
 };
 
-inline std::uint16_t to_bfloat16(float value) {
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
-  return static_cast<std::uint16_t>((bits + 0x7fffU + ((bits >> 16U) & 1U)) >> 16U);
-}
-
 inline RandomModel random_model(const RandomShape& s, std::uint64_t seed) {
   RandomModel out;
-  std::uint64_t salt = seed << 32U;
-  // Uniform in +-bound, by SplitMix64 of the index; on all cores.
-  const auto draw = [&salt](std::vector<std::uint16_t>& to, std::int64_t count, double bound) {
-    ++salt;
-    to.resize(static_cast<std::size_t>(count));
-    const std::size_t threads = std::max(1U, std::thread::hardware_concurrency());
-    std::vector<std::jthread> pool;
-    for (std::size_t t = 0; t < threads; ++t) {
-      pool.emplace_back([&to, t, threads, bound, base = salt * 0x9e3779b97f4a7c15U] {
-        for (std::size_t i = to.size() * t / threads; i < to.size() * (t + 1) / threads; ++i) {
-          std::uint64_t z = base + (i + 1) * 0xbf58476d1ce4e5b9U;
-          z = (z ^ (z >> 30U)) * 0xbf58476d1ce4e5b9U;
-          z = (z ^ (z >> 27U)) * 0x94d049bb133111ebU;
-          const double unit = static_cast<double>((z ^ (z >> 31U)) >> 11U) * 0x1p-53;
-          to[i] = to_bfloat16(static_cast<float>(bound * (2 * unit - 1)));
-        }
-      });
-    }
-    pool.clear();
-  };
+  Draw draw(seed);
   const auto upload = [&out](const std::vector<std::uint16_t>& from) -> const void* {
     return out.halves.emplace_back(std::span<const std::uint16_t>(from)).data();
   };
   const auto upload_floats = [&out](const std::vector<float>& from) -> const float* {
     return out.floats.emplace_back(std::span<const float>(from)).data();
+  };
+  // On the host, and at `to` on the card.
+  const auto matrix = [&](std::vector<float>& host, void* to, std::int64_t rows, std::int64_t columns, double bound) {
+    RandomMatrix made(draw, rows, columns, bound, s.bits, s.quant_group);
+    const QuantizedMatrix quantized = made.upload(out.halves, to);
+    if (s.bits != 16) made.check_rounded(to);
+    if (s.rounded) made.round();
+    host = std::move(made.values);
+    return quantized;
+  };
+  const auto room = [&out](std::int64_t count) {
+    return out.halves.emplace_back(static_cast<std::size_t>(count)).data();
   };
   ReferenceModel& h = out.host;
   DecoderModel& c = out.card;
@@ -72,10 +64,13 @@ inline RandomModel random_model(const RandomShape& s, std::uint64_t seed) {
   h.softcap = c.softcap = 15;
   const double of_c = std::sqrt(3.0 / static_cast<double>(s.n_embd)),
                of_mlp = std::sqrt(3.0 / static_cast<double>(mlp));
-  draw(h.wte, s.vocab * s.n_embd, 1.4);
-  draw(h.lm_head, s.vocab * s.n_embd, 2 * of_c);
+  c.bits = s.bits;
+  c.quant_group = s.quant_group;
+  h.wte = draw.uniform(s.vocab * s.n_embd, 1.4);
   c.wte = upload(h.wte);
-  c.lm_head = upload(h.lm_head);
+  std::uint16_t* lm_head = room(s.vocab * s.n_embd);
+  c.lm_head = lm_head;
+  c.quantized_head = matrix(h.lm_head, lm_head, s.vocab, s.n_embd, 2 * of_c);
   for (std::int64_t p = 0; p < s.positions; ++p) {
     for (int i = 0; i < 64; ++i) {
       const float angle = static_cast<float>(p) / std::pow(100000.0F, static_cast<float>(2 * i) / 128);
@@ -99,28 +94,32 @@ inline RandomModel random_model(const RandomShape& s, std::uint64_t seed) {
   for (std::int64_t i = 0; i < s.n_layer; ++i) {
     ReferenceLayer& layer = h.layers.emplace_back();
     DecoderLayer& card = c.layers.emplace_back();
-    draw(layer.c_q, s.n_embd * s.n_embd, of_c);
-    draw(layer.c_k, kv_width * s.n_embd, of_c);
-    draw(layer.c_v, kv_width * s.n_embd, of_c);
-    draw(layer.c_proj, s.n_embd * s.n_embd, of_c);
-    draw(layer.c_fc, mlp * s.n_embd, of_c);
-    draw(layer.mlp_c_proj, s.n_embd * mlp, of_mlp);
-    std::vector<std::uint16_t> qkv = layer.c_q;
-    qkv.insert(qkv.end(), layer.c_k.begin(), layer.c_k.end());
-    qkv.insert(qkv.end(), layer.c_v.begin(), layer.c_v.end());
-    card.c_q = upload(qkv);
-    card.c_k = static_cast<const std::uint16_t*>(card.c_q) + layer.c_q.size();
-    card.c_v = static_cast<const std::uint16_t*>(card.c_k) + layer.c_k.size();
-    card.c_proj = upload(layer.c_proj);
-    card.c_fc = upload(layer.c_fc);
-    card.mlp_c_proj = upload(layer.mlp_c_proj);
+    // c_q, c_k and c_v one behind the other
+    std::uint16_t* qkv = room((s.n_embd + 2 * kv_width) * s.n_embd);
+    std::uint16_t* const keys = qkv + s.n_embd * s.n_embd;
+    std::uint16_t* const values = keys + kv_width * s.n_embd;
+    std::uint16_t* c_proj = room(s.n_embd * s.n_embd);
+    std::uint16_t* c_fc = room(mlp * s.n_embd);
+    std::uint16_t* mlp_c_proj = room(mlp * s.n_embd);
+    card.c_q = qkv;
+    card.c_k = keys;
+    card.c_v = values;
+    card.c_proj = c_proj;
+    card.c_fc = c_fc;
+    card.mlp_c_proj = mlp_c_proj;
+    card.quantized.c_q = matrix(layer.c_q, qkv, s.n_embd, s.n_embd, of_c);
+    card.quantized.c_k = matrix(layer.c_k, keys, kv_width, s.n_embd, of_c);
+    card.quantized.c_v = matrix(layer.c_v, values, kv_width, s.n_embd, of_c);
+    card.quantized.c_proj = matrix(layer.c_proj, c_proj, s.n_embd, s.n_embd, of_c);
+    card.quantized.c_fc = matrix(layer.c_fc, c_fc, mlp, s.n_embd, of_c);
+    card.quantized.mlp_c_proj = matrix(layer.mlp_c_proj, mlp_c_proj, s.n_embd, mlp, of_mlp);
     if (s.plain) continue;
     const float depth = static_cast<float>(i) / static_cast<float>(s.n_layer);
     layer.resid_lambda = card.resid_lambda = 1.15F - 0.1F * depth;
     layer.x0_lambda = card.x0_lambda = 0.2F - 0.15F * depth;
     layer.window = card.window = i % 4 == 3 || i == s.n_layer - 1 ? s.positions : s.short_window;
     if (i % 2 == (s.n_layer - 1) % 2) {
-      draw(layer.value_embed, s.vocab * kv_width, 1.7);
+      layer.value_embed = draw.uniform(s.vocab * kv_width, 1.7);
       card.value_embed = upload(layer.value_embed);
       for (std::int64_t j = 0; j < s.n_kv_head * 12; ++j) {
         layer.ve_gate.push_back(0.5F * std::sin(static_cast<float>(5 * j + i)));

@@ -1,7 +1,7 @@
 #pragma once
 
-// The forward pass of one token in float64 on the CPU, over the same bfloat16 weights: what the decode kernel is held
-// against. Written from docs/generations.md and model.py, not from the kernel.
+// The forward pass of one token in float64 on the CPU, over the same weights, those in 8 and 4 bits as they are meant:
+// what the kernels are held against. Written from docs/generations.md and model.py, not from the kernel.
 
 #include <algorithm>
 #include <bit>
@@ -15,7 +15,8 @@
 namespace nanochat_x::cuda {
 
 struct ReferenceLayer {
-  std::vector<std::uint16_t> c_q, c_k, c_v, c_proj, c_fc, mlp_c_proj, value_embed;  // bfloat16
+  std::vector<float> c_q, c_k, c_v, c_proj, c_fc, mlp_c_proj;
+  std::vector<std::uint16_t> value_embed;  // bfloat16
   std::vector<float> ve_gate;
   float resid_lambda = 1, x0_lambda = 0;
   std::int64_t window = -1;
@@ -25,8 +26,8 @@ struct ReferenceModel {
   std::int64_t n_embd = 0, n_head = 0, n_kv_head = 0, mlp_width = 0, vocab = 0, positions = 0;
   double norm_eps = 0, qk_scale = 1, softcap = 0, gate_scale = 0, smear_lambda = 0, backout_lambda = 0;
   std::int64_t gate_channels = 0, smear_channels = 0, backout_layer = -1;
-  std::vector<std::uint16_t> wte, lm_head;
-  std::vector<float> smear_gate, cos, sin;
+  std::vector<std::uint16_t> wte;  // bfloat16
+  std::vector<float> lm_head, smear_gate, cos, sin;
   std::vector<ReferenceLayer> layers;
 };
 
@@ -86,7 +87,7 @@ class Reference {
     return x;
   }
 
-  static Vector times(const std::vector<std::uint16_t>& matrix, const Vector& x) {
+  static Vector times(const std::vector<float>& matrix, const Vector& x) {
     const std::size_t rows = matrix.size() / x.size();
     Vector out(rows);
     const std::size_t threads = rows * x.size() < 1'000'000 ? 1 : std::max(1U, std::thread::hardware_concurrency());
@@ -95,7 +96,7 @@ class Reference {
       pool.emplace_back([&, t] {
         for (std::size_t r = rows * t / threads; r < rows * (t + 1) / threads; ++r) {
           double sum = 0;
-          for (std::size_t i = 0; i < x.size(); ++i) sum += widen(matrix[r * x.size() + i]) * x[i];
+          for (std::size_t i = 0; i < x.size(); ++i) sum += matrix[r * x.size() + i] * x[i];
           out[r] = sum;
         }
       });
