@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,17 @@ from nanochat_x.checkpoint import Checkpoint, choose_checkpoint, load_checkpoint
 from nanochat_x.initialize import write_random_checkpoint  # noqa: E402
 from nanochat_x.manifest import SCHEMA_VERSION  # noqa: E402
 from nanochat_x.model import GPT, prepare_weights, rotary_tables  # noqa: E402
+from nanochat_x.quantize import (  # noqa: E402
+    BITS,
+    GROUP_SIZE,
+    Format,
+    Method,
+    dequantized,
+    is_matrix,
+    round_to_nearest,
+    with_matrices,
+)
+from nanochat_x.quantized_model import in_dtype  # noqa: E402
 from nanochat_x.runner import forward_arguments  # noqa: E402
 from nanochat_x.safetensors_file import write_safetensors  # noqa: E402
 from nanochat_x.verification import reference_logits, verify  # noqa: E402
@@ -54,6 +65,7 @@ def main() -> int:
         kernel = run_kernel_bench(programs / "decode_bench")
         many = run_kernel_bench(programs / "pass_bench")
         parity = [check_parity(programs / "nanochat-cuda", scratch, depth) for depth in (2, 4, 6)]
+        parity += [check_parity(programs / "nanochat-cuda", scratch, 4, method) for method in ("int8", "int4")]
         figures = measure(programs / "nanochat-cuda", scratch)
     figures["of_read_bandwidth"] = percent(kernel, r"d20 context  512, 64 steps.* ([0-9.]+) % of read")
     figures["of_matrix_rate"] = percent(many, r"d20 prompt of 2048.* ([0-9.]+) % of the matrix rate")
@@ -94,23 +106,36 @@ def percent(lines: list[str], pattern: str) -> float:
     return float(found[-1])
 
 
-def check_parity(program: Path, scratch: Path, depth: int) -> str:
-    """Holds a random model of that depth to the rule of `lower`, in bfloat16; its summary. Raises ParityError."""
-    base = scratch / f"d{depth}"
+def check_parity(program: Path, scratch: Path, depth: int, method: Method | None = None) -> str:
+    """Holds a random model of that depth to the rule of `lower`, in bfloat16; its summary. Raises ParityError.
+
+    `method`: its matrices are in 8 or 4 bits, each weight the nearest, and held to what they stand for.
+    """
+    name = f"d{depth}" if method is None else f"d{depth}-{method}"
+    base = scratch / name
     write_random_checkpoint(depth, base, sequence_len=1024, vocab_size=4096, window_pattern="SL")
     checkpoint = load_checkpoint(choose_checkpoint(None, "base", f"d{depth}", 0, base, None))
-    weights = prepare_weights(checkpoint.weights, torch.bfloat16)
-    bundle = write_bundle(scratch / f"bundle-d{depth}", checkpoint, weights, 1024)
+    stored = in_dtype(nearest(checkpoint.weights, method), torch.bfloat16)
+    weights = dequantized(stored)
+    bundle = write_bundle(scratch / f"bundle-{name}", checkpoint, stored, 1024, method)
 
     def forward(inputs: Path, output: Path, *, cache: bool = True, chunks: Sequence[int] = ()) -> None:
         run([str(program), "forward", str(bundle), *forward_arguments(inputs, output, cache=cache, chunks=chunks)])
 
     found = verify(checkpoint.spec, weights, torch.bfloat16, 1024, forward)
-    print(f"parity d{depth}: {found['summary']}")
+    print(f"parity {name}: {found['summary']}")
     error = max(case["runner_error"] for case in found["comparisons"])
     check_samples(program, bundle, checkpoint, weights, error)
     shutil.rmtree(base)
     return str(found["summary"])
+
+
+def nearest(weights: Mapping[str, torch.Tensor], method: Method | None) -> dict[str, torch.Tensor]:
+    """The state dict with its matrices in 8 or 4 bits, each weight the nearest: what GPTQ would choose takes minutes."""
+    if method is None:
+        return dict(weights)
+    matrices = ((name, round_to_nearest(weight, Format(method))) for name, weight in weights.items() if is_matrix(name))
+    return with_matrices(weights, matrices)
 
 
 def check_samples(program: Path, bundle: Path, checkpoint: Checkpoint, weights: Any, error: float) -> None:
@@ -136,7 +161,9 @@ def check_samples(program: Path, bundle: Path, checkpoint: Checkpoint, weights: 
     print()
 
 
-def write_bundle(folder: Path, checkpoint: Checkpoint, weights: Any, positions: int) -> Path:
+def write_bundle(
+    folder: Path, checkpoint: Checkpoint, weights: Any, positions: int, method: Method | None = None
+) -> Path:
     """A bundle of weights alone: the kernels run no program of it, so all roles name the weights."""
     folder.mkdir()
     spec = checkpoint.spec
@@ -160,6 +187,8 @@ def write_bundle(folder: Path, checkpoint: Checkpoint, weights: Any, positions: 
         "special_tokens": dict(checkpoint.tokenizer.special_tokens), "verification": None,
         "files": list_files(folder),
     }  # fmt: skip
+    if method is not None:
+        manifest["quantization"] = {"method": method, "bits": BITS[method], "group_size": GROUP_SIZE}
     write_manifest(folder, manifest)
     return folder
 
@@ -174,19 +203,34 @@ def measure(program: Path, scratch: Path) -> dict[str, Any]:
     output = run([str(program), "bench", str(bundle), "--batch=1,64", f"--prompt-tokens={CONTEXT}",
                   f"--decode-tokens={NEW}", "--repeats=3", "--json"])  # fmt: skip
     print(output)
+    packed = {method: packed_rate(program, scratch, checkpoint, method) for method in ("int8", "int4")}
     eager = eager_rate(checkpoint, weights)
     lines = json.loads(output.splitlines()[-1])["lines"]
     decode, batch = (line["tokens_per_s"]["median"] for line in lines if line["what"] == "decode")
     print(f"one small operator of eager PyTorch: {launch_seconds() * 1e6:.1f} us; it starts some 1,500 a token")
     print(f"d20, batch 1, context {CONTEXT}: runner {decode:.0f} tokens/s, eager PyTorch {eager:.1f} tokens/s "
           f"({decode / eager:.1f} x)")  # fmt: skip
+    for method, rate in packed.items():
+        print(f"{method}: runner {rate:.0f} tokens/s, {rate / decode:.2f} times bfloat16's")
     print(f"64 rows: {batch:.0f} tokens/s, {batch / decode:.1f} times one row's")
     return {
         "runner_tokens_per_s": decode,
+        **{f"{method}_tokens_per_s": rate for method, rate in packed.items()},
         "batch_tokens_per_s": batch,
         "eager_tokens_per_s": eager,
         "bench": json.loads(output.splitlines()[-1]),
     }
+
+
+def packed_rate(program: Path, scratch: Path, checkpoint: Checkpoint, method: Method) -> float:
+    """Tokens a second of one row in 8 or 4 bits, behind CONTEXT tokens."""
+    weights = in_dtype(nearest(checkpoint.weights, method), torch.bfloat16)
+    bundle = write_bundle(scratch / f"bundle-d20-{method}", checkpoint, weights, 2048, method)
+    output = run([str(program), "bench", str(bundle), "--batch=1", f"--prompt-tokens={CONTEXT}",
+                  f"--decode-tokens={NEW}", "--repeats=3", "--json"])  # fmt: skip
+    print(output)
+    lines = json.loads(output.splitlines()[-1])["lines"]
+    return float(next(line["tokens_per_s"]["median"] for line in lines if line["what"] == "decode"))
 
 
 def eager_rate(checkpoint: Checkpoint, weights: Any) -> float:

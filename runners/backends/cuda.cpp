@@ -32,7 +32,9 @@ void check_card() {
 
 class CudaBackend final : public Backend {
  public:
-  explicit CudaBackend(const Bundle& bundle) : weights_(bundle), decoder_(weights_.model()), pass_(weights_.model()) {}
+  explicit CudaBackend(const Bundle& bundle) : weights_(bundle), decoder_(weights_.model()), pass_(weights_.model()) {
+    weights_.drop_quantized();  // the decoder has packed them
+  }
 
   Logits forward(std::span<const std::int64_t> ids, std::int64_t batch, std::int64_t length) override {
     const auto cache = new_cache(batch, length);

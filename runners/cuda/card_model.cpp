@@ -4,9 +4,11 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <span>
 
 #include "json_reader.h"
 #include "nanochat_x/error.h"
+#include "packed_weights.h"
 #include "text.h"
 
 namespace nanochat_x::cuda {
@@ -53,14 +55,20 @@ std::vector<float> widened(const TensorView& tensor, const std::string& name) {
   return values;
 }
 
-void copy_matrix(const SafetensorsFile& file, const std::string& name, std::int64_t rows, std::int64_t columns,
-                 std::uint16_t* to) {
+std::string text_of(const std::vector<std::int64_t>& shape) {
+  std::string text;
+  for (const std::int64_t size : shape) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  return "[" + text + "]";
+}
+
+// A tensor's bytes.
+std::span<const std::byte> bytes_of(const SafetensorsFile& file, const std::string& name, const std::string& dtype,
+                                    const std::vector<std::int64_t>& shape) {
   const TensorView& tensor = file.at(name);
-  if (tensor.dtype != "BF16" || tensor.shape != std::vector<std::int64_t>{rows, columns}) {
-    throw Error("the weights' tensor " + name + " is not BF16 [" + std::to_string(rows) + ", " +
-                std::to_string(columns) + "]; " + kRemedy);
+  if (tensor.dtype != dtype || tensor.shape != shape) {
+    throw Error("the weights' tensor " + name + " is not " + dtype + " " + text_of(shape) + "; " + kRemedy);
   }
-  check(cudaMemcpy(to, tensor.data.data(), tensor.data.size(), cudaMemcpyHostToDevice), "copying weights to the card");
+  return tensor.data;
 }
 
 }  // namespace
@@ -83,7 +91,7 @@ CardModel::CardModel(const Bundle& bundle) {
   model_.cos = tables("cos");
   model_.sin = tables("sin");
   model_.wte = matrix(file, "model.transformer.wte.weight", model_.vocab, model_.n_embd);
-  model_.lm_head = matrix(file, "model.lm_head.weight", model_.vocab, model_.n_embd);
+  model_.lm_head = matrix(file, "model.lm_head.weight", model_.vocab, model_.n_embd, &model_.quantized_head);
   if (model_.smear_channels > 0) {
     model_.smear_gate = floats(file, "model.smear_gate.weight", model_.smear_channels);
     model_.smear_lambda = widened(file.at("model.smear_lambda"), "model.smear_lambda").at(0);
@@ -92,6 +100,7 @@ CardModel::CardModel(const Bundle& bundle) {
     model_.backout_lambda = widened(file.at("model.backout_lambda"), "model.backout_lambda").at(0);
   }
   for (std::size_t i = 0; i < model_.layers.size(); ++i) take_layer(file, i);
+  check(cudaDeviceSynchronize(), "copying weights to the card");
 }
 
 void CardModel::read_constants(const Bundle& bundle) {
@@ -114,6 +123,13 @@ void CardModel::read_constants(const Bundle& bundle) {
   m.smear_channels = integer_or(model, "smear_channels", 0);
   m.backout_layer = integer_or(model, "backout_layer", -1);
   if (m.gate_channels > m.n_embd || m.smear_channels > m.n_embd) model.fail("gate_channels", "is more than n_embd");
+  if (const ObjectReader whole(value, where, kRemedy);
+      whole.has("quantization") && !whole.at("quantization").is_null()) {
+    const ObjectReader quantization = whole.object("quantization");
+    m.bits = static_cast<int>(quantization.integer("bits", 4, 8));
+    m.quant_group = quantization.integer("group_size", 1, kMost);
+    if (m.bits != 4 && m.bits != 8) quantization.fail("bits", "is neither 4 nor 8");
+  }
   has_lambdas_ = model.has("lambdas") && model.at("lambdas") == true;
   m.layers.resize(static_cast<std::size_t>(bundle.manifest().n_layer));
   has_value_embed_.resize(m.layers.size());
@@ -134,9 +150,9 @@ void CardModel::take_layer(const SafetensorsFile& file, std::size_t index) {
   const std::int64_t c = model_.n_embd, kv = model_.n_kv_head * 128;
   const std::string prefix = "model.transformer.h." + std::to_string(index) + ".";
   take_qkv(file, prefix, layer);
-  layer.c_proj = matrix(file, prefix + "attn.c_proj.weight", c, c);
-  layer.c_fc = matrix(file, prefix + "mlp.c_fc.weight", model_.mlp_width, c);
-  layer.mlp_c_proj = matrix(file, prefix + "mlp.c_proj.weight", c, model_.mlp_width);
+  layer.c_proj = matrix(file, prefix + "attn.c_proj.weight", c, c, &layer.quantized.c_proj);
+  layer.c_fc = matrix(file, prefix + "mlp.c_fc.weight", model_.mlp_width, c, &layer.quantized.c_fc);
+  layer.mlp_c_proj = matrix(file, prefix + "mlp.c_proj.weight", c, model_.mlp_width, &layer.quantized.mlp_c_proj);
   if (has_lambdas_) {
     layer.resid_lambda = widened(file.at("model.resid_lambdas"), "model.resid_lambdas").at(index);
     layer.x0_lambda = widened(file.at("model.x0_lambdas"), "model.x0_lambdas").at(index);
@@ -151,19 +167,40 @@ void CardModel::take_layer(const SafetensorsFile& file, std::size_t index) {
 void CardModel::take_qkv(const SafetensorsFile& file, const std::string& prefix, DecoderLayer& layer) {
   const std::int64_t c = model_.n_embd, kv = model_.n_kv_head * 128;
   auto& array = matrices_.emplace_back(static_cast<std::size_t>((c + 2 * kv) * c));
-  copy_matrix(file, prefix + "attn.c_q.weight", c, c, array.data());
-  copy_matrix(file, prefix + "attn.c_k.weight", kv, c, array.data() + c * c);
-  copy_matrix(file, prefix + "attn.c_v.weight", kv, c, array.data() + (c + kv) * c);
+  copy_matrix(file, prefix + "attn.c_q.weight", c, c, array.data(), &layer.quantized.c_q);
+  copy_matrix(file, prefix + "attn.c_k.weight", kv, c, array.data() + c * c, &layer.quantized.c_k);
+  copy_matrix(file, prefix + "attn.c_v.weight", kv, c, array.data() + (c + kv) * c, &layer.quantized.c_v);
   layer.c_q = array.data();
   layer.c_k = array.data() + c * c;
   layer.c_v = array.data() + (c + kv) * c;
 }
 
 const void* CardModel::matrix(const SafetensorsFile& file, const std::string& name, std::int64_t rows,
-                              std::int64_t columns) {
+                              std::int64_t columns, QuantizedMatrix* quantized) {
   auto& array = matrices_.emplace_back(static_cast<std::size_t>(rows * columns));
-  copy_matrix(file, name, rows, columns, array.data());
+  copy_matrix(file, name, rows, columns, array.data(), quantized);
   return array.data();
+}
+
+void CardModel::copy_matrix(const SafetensorsFile& file, const std::string& name, std::int64_t rows,
+                            std::int64_t columns, std::uint16_t* to, QuantizedMatrix* quantized) {
+  if (model_.bits == 16 || quantized == nullptr) {
+    const auto bytes = bytes_of(file, name, "BF16", {rows, columns});
+    check(cudaMemcpy(to, bytes.data(), bytes.size(), cudaMemcpyHostToDevice), "copying weights to the card");
+    return;
+  }
+  const std::string stem = name.substr(0, name.size() - std::string("weight").size());
+  const bool is_int8 = model_.bits == 8;
+  const std::int64_t groups = columns / model_.quant_group;
+  quantized->values = keep(file, name, is_int8 ? "I8" : "U8", {rows, is_int8 ? columns : columns / 2});
+  quantized->scales = keep(file, stem + "scales", "BF16", {rows, groups});
+  if (!is_int8) quantized->zeros = keep(file, stem + "zeros", "U8", {rows, groups});
+  round_to_bfloat16(*quantized, model_.bits, model_.quant_group, rows, columns, to);
+}
+
+const void* CardModel::keep(const SafetensorsFile& file, const std::string& name, const std::string& dtype,
+                            const std::vector<std::int64_t>& shape) {
+  return quantized_.emplace_back(bytes_of(file, name, dtype, shape)).data();
 }
 
 const float* CardModel::floats(const SafetensorsFile& file, const std::string& name, std::int64_t count) {
