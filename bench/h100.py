@@ -131,7 +131,7 @@ def check_parity(program: Path, scratch: Path, depth: int, method: Method | None
 
 
 def nearest(weights: Mapping[str, torch.Tensor], method: Method | None) -> dict[str, torch.Tensor]:
-    """The state dict with its matrices in 8 or 4 bits, each weight the nearest: what GPTQ would choose takes minutes."""
+    """The state dict with its matrices in 8 or 4 bits, each weight the nearest: GPTQ takes minutes."""
     if method is None:
         return dict(weights)
     matrices = ((name, round_to_nearest(weight, Format(method))) for name, weight in weights.items() if is_matrix(name))
