@@ -267,9 +267,8 @@ class Consumer {
     inbox.send(at(first), four, lane_ / 8 + kRanks / 2);
   }
 
-  // In the last warp, before all others go on: by what products of x are to be multiplied.
+  // In the last warp, while the others multiply: by what products of x are to be multiplied.
   __device__ void take_norm(const Vector& x) {
-    if (warp_ != kConsumerWarps - 1) return;
     float squares = 0;
     for (int group = lane_; group < p_.n_embd / kGroup; group += 32) squares += x.info(group).squares;
     const float factor = inverse_norm(warp_sum(squares));
@@ -467,7 +466,7 @@ __global__ void __launch_bounds__(kThreads, 1) decode_kernel(const __grid_consta
     asm volatile("fence.mbarrier_init.release.cluster;\n fence.proxy.async.shared::cta;" ::: "memory");
   }
   for (int i = static_cast<int>(threadIdx.x); i < 2 * kPassRows; i += kThreads) {
-    for (int slot = kConsumerWarps; slot < kSumSlots; ++slot) memory.sums.parts[i / kPassRows][i % kPassRows][slot] = 0;
+    for (int slot = kProductWarps; slot < kSumSlots; ++slot) memory.sums.parts[i / kPassRows][i % kPassRows][slot] = 0;
   }
   for (int i = static_cast<int>(threadIdx.x); i < p.n_layer; i += kThreads) memory.layers[i] = p.layers[i];
   __syncthreads();

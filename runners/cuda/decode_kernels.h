@@ -8,7 +8,7 @@ namespace nanochat_x::cuda {
 inline constexpr int kMostWidth = 2048;  // of the residual stream
 
 /// Groups of 32 columns that a warp multiplies of so many. A kernel is compiled for each number.
-constexpr int warp_groups(int width) { return (width / kGroup + kConsumerWarps - 1) / kConsumerWarps; }
+constexpr int warp_groups(int width) { return (width / kGroup + kProductWarps - 1) / kProductWarps; }
 
 using DecodeKernel = void (*)(DecodeParams);
 

@@ -47,19 +47,19 @@ template <>
 struct Product<WeightFormat::kBfloat16> {
   using E = Entries<WeightFormat::kBfloat16>;
 
-  // Rows of n_embd columns, of which each warp takes one group of each 15. before() is called once, before consumers
-  // meet; then finish(row, sum) by the first warps, a lane for each row of a pass, and for rows that are not there.
+  // Rows of n_embd columns, of which each warp but the last takes one group of each 14; the last one calls meanwhile(),
+  // once. Then finish(row, sum) by the first warps, a lane for each row of a pass, and for rows that are not there.
   // GROUPS: those of a warp, at most.
-  template <int GROUPS, typename Before, typename Finish>
+  template <int GROUPS, typename Meanwhile, typename Finish>
   static __device__ void wide(RingReader& ring, Sums& sums, unsigned& turn, const Vector& x, int n_embd, int rows,
-                              Before before, Finish finish) {
+                              Meanwhile meanwhile, Finish finish) {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const int groups = n_embd / kGroup, size = E::wide_bytes(n_embd), pitch = E::pitch(n_embd);
     uint2 part[GROUPS];   // of x
     int columns[GROUPS];  // where lane and warp read in a row, in bytes
 #pragma unroll
     for (int i = 0; i < GROUPS; ++i) {
-      const int group = warp + i * kConsumerWarps;
+      const int group = warp + i * kProductWarps;
       part[i] = right_operand(x, min(group, groups - 1));
       columns[i] = min(group, groups - 1) * kGroupBytes + 16 * (lane % 4);
       if (group >= groups) part[i] = make_uint2(0, 0);  // and any weights that are there
@@ -68,7 +68,12 @@ struct Product<WeightFormat::kBfloat16> {
       const int count = min(kPassRows, rows - first);
       auto& mine = sums.parts[turn & 1U];
       ++turn;
-      for (int row = 0; row < count; row += 2 * E::kWideRows) {
+      if (warp >= kProductWarps) {
+        if (first == 0) meanwhile();
+        for (int row = 0; row < count; row += E::kWideRows) ring.pass(size);
+        ring.release(kConsumerWarps, (count + E::kWideRows - 1) / E::kWideRows);
+      }
+      for (int row = 0; row < count && warp < kProductWarps; row += 2 * E::kWideRows) {
         const bool two = row + E::kWideRows < count;
         WarpEntry<GROUPS> a{}, b{};
         // Lanes of rows that are not there read the last one again; their sums are left.
@@ -81,7 +86,6 @@ struct Product<WeightFormat::kBfloat16> {
           if (two) mine[row + E::kWideRows + lane / 4][warp] = other;
         }
       }
-      if (first == 0) before();
       consumers_sync();
       if (threadIdx.x < kPassRows) finish(first + static_cast<int>(threadIdx.x), total_of(mine[threadIdx.x]));
     }

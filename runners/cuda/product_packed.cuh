@@ -48,38 +48,41 @@ struct PackedProduct {
   using E = PackedEntries<BITS>;
 
   // As that of bfloat16.
-  template <int GROUPS, typename Before, typename Finish>
+  template <int GROUPS, typename Meanwhile, typename Finish>
   static __device__ void wide(RingReader& ring, Sums& sums, unsigned& turn, const Vector& x, int n_embd, int rows,
-                              Before before, Finish finish) {
+                              Meanwhile meanwhile, Finish finish) {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const int groups = n_embd / kGroup, size = E::wide_bytes(n_embd);
     PackedOperand operand[GROUPS]{};  // or its registers would be taken all the time
 #pragma unroll
     for (int i = 0; i < GROUPS; ++i) {
-      if (warp + i * kConsumerWarps < groups) operand[i] = PackedOperand(x, warp + i * kConsumerWarps);
+      if (warp + i * kProductWarps < groups) operand[i] = PackedOperand(x, warp + i * kProductWarps);
     }
     for (int first = 0; first < rows; first += kPassRows) {
       const int count = min(kPassRows, rows - first);
       auto& mine = sums.parts[turn & 1U];
       ++turn;
-      for (int row = 0; row < count; row += E::kWideRows) {
+      if (warp >= kProductWarps) {
+        if (first == 0) meanwhile();
+        for (int row = 0; row < count; row += E::kWideRows) ring.pass(size);
+      }
+      for (int row = 0; row < count && warp < kProductWarps; row += E::kWideRows) {
         const unsigned char* entry = ring.take(size);
         Tile tiles[GROUPS]{};
         float2 sum = make_float2(0, 0);
 #pragma unroll
         for (int i = 0; i < GROUPS; ++i) {
-          if (warp + i * kConsumerWarps < groups) tiles[i].load(entry, groups, warp + i * kConsumerWarps);
+          if (warp + i * kProductWarps < groups) tiles[i].load(entry, groups, warp + i * kProductWarps);
         }
 #pragma unroll
         for (int i = 0; i < GROUPS; ++i) {
-          if (warp + i * kConsumerWarps < groups) tiles[i].add(sum, operand[i]);
+          if (warp + i * kProductWarps < groups) tiles[i].add(sum, operand[i]);
         }
         if (lane % 4 == 0) {
           mine[row + lane / 2][warp] = sum.x;
           mine[row + lane / 2 + 1][warp] = sum.y;
         }
       }
-      if (first == 0) before();
       consumers_sync();
       // Once for all: an arrival takes some 20 clocks, in which no other is counted.
       if (warp == kConsumerWarps - 1) ring.release_all((count + E::kWideRows - 1) / E::kWideRows);

@@ -7,10 +7,10 @@
 
 namespace nanochat_x::cuda {
 
-inline constexpr int kSumSlots = (kConsumerWarps + 3) / 4 * 4;
+inline constexpr int kSumSlots = (kProductWarps + 3) / 4 * 4;
 
-// Of a row, the sums of each warp's part of the columns; behind the last warp's zeros. Padded: neighbouring rows lie in
-// different banks.
+// Of a row, the sums of each warp's part of the columns; behind the last warp's are zeros. Padded: neighbouring rows
+// lie in different banks.
 using RowSums = float[kSumSlots + 4];
 
 struct Sums {
