@@ -145,7 +145,10 @@ class Consumer {
     const bool is_head = layer == p_.n_layer, is_mlp = half % 2 != 0;
     const LayerParams& w = block_memory().layers[min(layer, p_.n_layer - 1)];
     const unsigned flag = first_flag_ + static_cast<unsigned>(layer);
-    if (!is_mlp && !is_head && share_.kv_heads() > 0) value_row_ = value_row_of(w, share_.kv_begin);
+    if (!is_mlp && !is_head && share_.kv_heads() > 0) {
+      value_row_ = value_row_of(w, share_.kv_begin);
+      load_first(layer, w, share_.kv_begin);
+    }
     refresh_x(w, layer, is_mlp, is_head, flag);
     const Vector x = this->x(is_mlp);
     const int rounds = is_head || is_mlp ? 1 : share_.kv_heads();
@@ -334,6 +337,17 @@ class Consumer {
     for (int i = 0; i < kConsumerWarps; ++i) take(block_memory().best[i][0], __float_as_int(block_memory().best[i][1]));
   }
 
+  // Keys and values come from far: the first ones of a layer are asked for before what clusters add is waited for.
+  __device__ void load_first(int layer, const LayerParams& w, int kv_head) {
+    const Split split(position_, w.window, rank_);
+    if (4 * warp_ >= split.count) return;
+    const long long at =
+        layer * p_.cache_layer + kv_head * p_.cache_head + static_cast<long long>(split.first) * kHeadDim;
+    const int which = min(thread_ / kKeyLanes, split.count - 1);
+    first_key_.load(p_.cache_k + at, which);
+    first_value_.load(p_.cache_v + at, which);
+  }
+
   // A KV head's queries against this block's keys, told to all ranks; the heads' outputs into attended().
   __device__ void attend_round(int layer, const LayerParams& w, int kv_head, int round) {
     AttentionMemory& memory = block_memory().attention;
@@ -341,11 +355,7 @@ class Consumer {
     const long long head = layer * p_.cache_layer + kv_head * p_.cache_head;
     const __nv_bfloat16* keys = p_.cache_k + head + static_cast<long long>(split.first) * kHeadDim;
     const __nv_bfloat16* values = p_.cache_v + head + static_cast<long long>(split.first) * kHeadDim;
-    LaneDims first_key{}, first_value{};
-    if (4 * warp_ < split.count) {
-      first_key.load(keys, min(thread_ / kKeyLanes, split.count - 1));
-      first_value.load(values, min(thread_ / kKeyLanes, split.count - 1));
-    }
+    if (round > 0) load_first(layer, w, kv_head);
     const bool makes_key = split.has_new && warp_ == kNewKeyWarp;
     float gate = 0;
     if (makes_key && w.value_embed) {
@@ -375,7 +385,7 @@ class Consumer {
         weighted.store(memory.sum[kConsumerWarps]);
         if (lane_ == 0) memory.weight[kConsumerWarps] = weight;
       }
-      attend(memory, first_key, first_value, keys, values, split.count, factor);
+      attend(memory, first_key_, first_value_, keys, values, split.count, factor);
       consumers_sync();
       send_parts(i, split.has_new ? kConsumerWarps + 1 : kConsumerWarps);
       if (i + 1 < group_) consumers_sync();  // the warps' sums have been read
@@ -449,7 +459,8 @@ class Consumer {
   int best_row_ = 0;
   int position_ = 0, token_ = 0;
   Rotary rotary_;
-  uint2 value_row_{};                              // of the value embedding
+  uint2 value_row_{};  // of the value embedding
+  LaneDims first_key_{}, first_value_{};
   float element_ = 0, embedded_ = 0, middle_ = 0;  // of the residual stream, the embedding, the layer to back out
 };
 
