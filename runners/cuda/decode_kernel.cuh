@@ -28,6 +28,7 @@ struct BlockMemory {
   AttentionMemory attention;
   alignas(16) unsigned char outgoing[kConsumerWarps][4 * kGroup];  // what each warp is about to send
   float norm_factor;
+  alignas(16) Rotary rotary[32];  // of each lane's channels
   float embedding[kConsumerWarps][4], best[kConsumerWarps][2];
   LayerParams layers[kMostLayers];
 };
@@ -103,8 +104,11 @@ class Consumer {
     const __nv_bfloat16* row = p_.wte + static_cast<long long>(token) * p_.n_embd;
     const __nv_bfloat16* before = p_.wte + static_cast<long long>(previous) * p_.n_embd;
     const bool smear = p_.smear_channels > 0 && position_ > 0;
-    rotary_ = {reinterpret_cast<const float2*>(p_.cos + static_cast<long long>(position_) * (kHeadDim / 2))[lane_],
-               reinterpret_cast<const float2*>(p_.sin + static_cast<long long>(position_) * (kHeadDim / 2))[lane_]};
+    if (warp_ == 0) {
+      const long long row_at = static_cast<long long>(position_) * (kHeadDim / 2);
+      block_memory().rotary[lane_] = {reinterpret_cast<const float2*>(p_.cos + row_at)[lane_],
+                                      reinterpret_cast<const float2*>(p_.sin + row_at)[lane_]};
+    }
     float squares = 0, old_squares = 0, gate = 0;
     for (int pair = thread_; pair < p_.n_embd / 2; pair += kConsumers) {
       const float2 two = unpack(reinterpret_cast<const std::uint32_t*>(row)[pair]);
@@ -370,12 +374,12 @@ class Consumer {
       value = HeadVector::load(qkv() + (group_ + 1) * kHeadDim);
       value.add(gate, {unpack(value_row_.x), unpack(value_row_.y)});
       value.append(p_.cache_v + at);
-      key.scale(key.rotate(rotary_, p_.norm_eps, p_.qk_scale));
+      key.scale(key.rotate(block_memory().rotary[lane_], p_.norm_eps, p_.qk_scale));
       key.append(p_.cache_k + at);
     }
     for (int i = 0; i < group_; ++i) {
       HeadVector query = HeadVector::load(qkv() + i * kHeadDim);
-      const float factor = kScoreScale * query.rotate(rotary_, p_.norm_eps, p_.qk_scale);
+      const float factor = kScoreScale * query.rotate(block_memory().rotary[lane_], p_.norm_eps, p_.qk_scale);
       query.store(memory.query[warp_]);
       __syncwarp();
       if (makes_key) {
@@ -458,7 +462,6 @@ class Consumer {
   float best_ = 0;  // of this thread's logits
   int best_row_ = 0;
   int position_ = 0, token_ = 0;
-  Rotary rotary_;
   uint2 value_row_{};  // of the value embedding
   LaneDims first_key_{}, first_value_{};
   float element_ = 0, embedded_ = 0, middle_ = 0;  // of the residual stream, the embedding, the layer to back out
