@@ -2,7 +2,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/from_blob.h>
 
 #include <cstdint>
 
@@ -23,11 +22,6 @@ inline kernels::Type type_of(at::ScalarType type) {
       break;
   }
   TORCH_CHECK(false, "nanochat_x has no kernel for ", type);
-}
-
-/// Rows of `width` elements from `data`, which stays the owner, in float32: as they lie if they are, else a copy.
-inline at::Tensor float_rows(const void* data, at::ScalarType type, std::int64_t rows, std::int64_t width) {
-  return at::from_blob(const_cast<void*>(data), {rows, width}, at::TensorOptions(type)).to(at::kFloat);
 }
 
 /// Splits [0, count) between the threads, in pieces of at least `least`; on one thread where there is less.

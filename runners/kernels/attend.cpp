@@ -5,15 +5,14 @@
 // (must come first)
 #include <hwy/foreach_target.h>
 // (and then)
-#include <hwy/contrib/math/math-inl.h>
 #include <hwy/highway.h>
 
 #include <algorithm>
-#include <limits>
 
 #include "checks.h"
 #include "kernels.h"
 #include "linear-inl.h"
+#include "softmax-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace nanochat_x::kernels {
@@ -24,38 +23,6 @@ namespace HWY_NAMESPACE {
 constexpr std::int64_t kBlock = 64;
 /// Heads that are taken together.
 constexpr std::int64_t kHeads = 4;
-constexpr float kLowest = -std::numeric_limits<float>::infinity();
-
-/// One head on its way: the largest score so far, the sum of exp(score - largest), and the sum of values with the same
-/// factors, which is in `out`.
-struct Softmax {
-  float largest = kLowest, sum = 0;
-};
-
-/// Turns `count` scores into exp(scale * score - largest), and what follows them in the block into 0; returns what the
-/// sums before are to be multiplied by.
-template <class D>
-float soften(D d, float scale, std::int64_t count, float* scores, Softmax& state) {
-  std::transform(scores, scores + count, scores, [scale](float score) HWY_ATTR { return score * scale; });
-  std::fill(scores + count, scores + kBlock, kLowest);
-  auto largest = hn::Set(d, state.largest);
-  for (std::int64_t i = 0; i < kBlock; i += kLanes<D>) largest = hn::Max(largest, hn::LoadU(d, scores + i));
-  const float before = state.largest;
-  state.largest = hn::GetLane(hn::MaxOfLanes(d, largest));
-  // Where all scores so far are minus infinity there is nothing to subtract: their factors are 0.
-  const auto base = hn::Set(d, state.largest == kLowest ? 0 : state.largest);
-  auto sum = hn::Zero(d);
-  const auto exp = [d](auto x)
-                       HWY_ATTR { return hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(d, x)); };  // Exp has 0 for NaN
-  for (std::int64_t i = 0; i < kBlock; i += kLanes<D>) {
-    const auto weight = exp(hn::Sub(hn::LoadU(d, scores + i), base));
-    hn::StoreU(weight, d, scores + i);
-    sum = hn::Add(sum, weight);
-  }
-  const float kept = before == state.largest ? 1.0F : hn::GetLane(exp(hn::Sub(hn::Set(d, before), base)));
-  state.sum = state.sum * kept + hn::GetLane(hn::SumOfLanes(d, sum));
-  return kept;
-}
 
 /// out[h] = out[h] * kept[h] + sum over keys of weights[h][key] * v[key], for V vectors from column `at` on.
 template <int H, int V, class D, class Stored>
@@ -109,7 +76,7 @@ void attend_heads(D d, const float* q, std::int64_t q_stride, std::int64_t heads
       const Plain<D, Stored> keys{static_cast<const Stored*>(run.k) + begin * width, width, width};
       product(d, keys, {q, q_stride, heads, width, scores[0], kBlock}, 0, count);
       for (std::int64_t h = 0; h < heads; ++h) {
-        kept[h] = soften(d, scale, count, scores[h], states[h]);
+        kept[h] = soften<kBlock>(d, scale, 0, count, scores[h], states[h]);
       }
       const Stored* v = values + begin * width;
       for (std::int64_t h = 0; h < heads;) {
