@@ -108,8 +108,8 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="aoti: instruction set, as the C++ compiler calls it; x86-64-v3 runs on every CPU with "
                           "AVX2. Default: this machine's."),
         click.option("--kernels", type=click.Choice(["own", "stock"]),
-                     help="aoti, torchscript: own takes this project's fast kernels, which its runner has; stock "
-                          "takes libtorch's alone, for programs that any libtorch loads. Default: own."),
+                     help="aoti, torchscript, executorch: own takes this project's fast kernels, which its runner has; "
+                          "stock takes the runtime's alone, for programs that any such runtime loads. Default: own."),
         click.option("--opset", type=Integer(1), metavar="N",
                      help="onnx: version of the operators, 18 to 23; older runtimes take older ones. Default: 23."),
         click.option("--optimize", is_flag=True, default=None,

@@ -1,4 +1,4 @@
-"""The C++ tests (doctest, runners/tests), one pytest test a case: core, kernels, operators and program."""
+"""The C++ tests (doctest, runners/tests), one pytest test a case: core, kernels, program, operators."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ SUITES = {
     "program_tests": SOURCES / "program",
     "kernels_tests": SOURCES / "kernels",
     "operators_tests": SOURCES / "operators",
+    "executorch_tests": SOURCES / "executorch",
 }
 
 

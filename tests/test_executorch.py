@@ -23,14 +23,22 @@ from nanochat_x.build import ensure_built
 from nanochat_x.errors import LoweringError, RunnerError, UsageError
 from nanochat_x.runner import Runner
 from nanochat_x.targets.executorch import MAX_STEPS, make_target
+from nanochat_x.targets.executorch_operators import OWN
 
 MAX_BATCH = 3  # small, so that tests cross it
+LAMBDAS = "2026-01-lambdas"
 
 
 @pytest.fixture(scope="session")
 def pte_bundle(lowered: Callable[..., Path]) -> Callable[[str], Path]:
     """The bundle of one of tests/data/generations."""
     return partial(lowered, target="executorch", max_batch=MAX_BATCH)
+
+
+@pytest.fixture(scope="session")
+def stock_pte(lowered: Callable[..., Path]) -> Callable[[str], Path]:
+    """The same without operators of ours."""
+    return partial(lowered, target="executorch", kernels="stock", max_batch=MAX_BATCH)
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +51,29 @@ def demo_pte(lowered: Callable[..., Path]) -> Path:
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_logits(name: str, mode: str, pte_bundle: Callable[[str], Path], tmp_path: Path) -> None:
     assert_golden_logits(pte_bundle(name), name, mode, tmp_path)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_stock_kernels(mode: str, stock_pte: Callable[[str], Path], tmp_path: Path) -> None:
+    assert_golden_logits(stock_pte(LAMBDAS), LAMBDAS, mode, tmp_path)
+
+
+def test_operators_are_listed_and_an_unknown_one_is_refused(
+    pte_bundle: Callable[[str], Path], stock_pte: Callable[[str], Path], tmp_path: Path
+) -> None:
+    own, stock = pte_bundle(LAMBDAS), stock_pte(LAMBDAS)
+    assert set(json.loads((own / "manifest.json").read_text())["operators"]) == OWN
+    assert "operators" not in json.loads((stock / "manifest.json").read_text())
+    assert called_operators(own) == OWN
+    assert called_operators(stock) == set()
+    copy = Path(shutil.copytree(own, tmp_path / "copy"))
+    edit_manifest(copy, lambda manifest: manifest["operators"].append("magic"))
+    assert "call the operator nanochat_x::magic, which this runner has not; build the runner anew" in refusal(copy)
+
+
+def called_operators(bundle: Path) -> set[str]:
+    """Own operators that the program itself names."""
+    return {name.decode() for name in re.findall(rb"nanochat_x::(\w+)", (bundle / "model.pte").read_bytes())}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -119,10 +150,10 @@ save_file({"cached": torch.cat(parts, 1), "full": full.clone()}, sys.argv[3])
 """
 
 
-def test_under_executorchs_own_python(pte_bundle: Callable[[str], Path], tmp_path: Path) -> None:
+def test_under_executorchs_own_python(stock_pte: Callable[[str], Path], tmp_path: Path) -> None:
     """The way that docs/executorch.md describes, without anything of ours; a process of its own for its libraries."""
-    name = "2026-01-lambdas"
-    bundle = pte_bundle(name)
+    name = LAMBDAS
+    bundle = stock_pte(name)
     model = json.loads((bundle / "manifest.json").read_text())["model"]
     ids = golden_of(name).input_ids["case1"][:1].contiguous()
     save_file({"ids": ids}, tmp_path / "in.safetensors")

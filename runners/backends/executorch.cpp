@@ -1,8 +1,8 @@
 // ExecuTorch: the bundle's programs are methods of one .pte, run by the SDK that the executorch wheel holds.
 //
-// The file is memory-mapped. XNNPACK packs the matrices once for all methods; tables are read where they lie. Inputs
-// and outputs are memory of ours: the cache is handed over as it is, logits are written to where they are returned
-// from.
+// The file is memory-mapped; own operators and lookups read weights where they lie, XNNPACK packs matrices once for all
+// methods. Inputs and outputs are memory of ours: the cache is handed over as it is, logits are written to where they
+// are returned from.
 
 #include <executorch/extension/data_loader/mmap_data_loader.h>
 #include <executorch/extension/memory_allocator/malloc_memory_allocator.h>
@@ -24,6 +24,7 @@
 #include <utility>
 #include <vector>
 
+#include "executorch_operators.h"
 #include "nanochat_x/backend.h"
 #include "nanochat_x/error.h"
 #include "nanochat_x/host_cache.h"
@@ -84,6 +85,7 @@ void start_runtime() {
     et::register_pal(et::PalImpl::create(nullptr, throw_instead, nullptr, nullptr, keep_message, nullptr, nullptr,
                                          "nanochat_x/executorch.cpp"));
     et::runtime_init();
+    executorch_operators::add_to_registry();
   });
 }
 
@@ -175,7 +177,9 @@ class LoadedMethod {
       // The size is only compared with what the last call returned, or with the bounds before the first.
       check(method_->set_output_data_ptr(outputs[i].data, std::numeric_limits<std::size_t>::max(), i), failed);
     }
-    check(method_->execute(), failed);
+    const et::Error error = method_->execute();
+    if (const std::string why = executorch_operators::take_error(); !why.empty()) throw Error(failed + ": " + why);
+    check(error, failed);
     for (std::size_t i = 0; i < outputs.size(); ++i) {
       const auto& tensor = method_->get_output(i).toTensor();
       const auto& wanted = outputs[i];
@@ -217,6 +221,7 @@ class ExecuTorchBackend final : public Backend {
   ExecuTorchBackend(const Bundle& bundle, int threads) : bundle_(bundle), type_(scalar_type(bundle.manifest().dtype)) {
     start_runtime();
     const Manifest& m = bundle_.manifest();
+    bundle_.check_operators(executorch_operators::names());
     for (const auto& [role, path] : m.programs) {
       if (path != m.programs.begin()->second) throw Error("an ExecuTorch bundle has one .pte; lower the model again");
     }

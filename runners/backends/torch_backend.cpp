@@ -65,13 +65,7 @@ TorchBackend::TorchBackend(const Bundle& bundle, const BackendOptions& options) 
     throw Error("the programs of '" + bundle.folder().string() + "' are lowered for the CPU, not for the device '" +
                 options.device + "'; leave out --device");
   }
-  for (const std::string& name : bundle.manifest().operators) {
-    const auto& known = operators::names();
-    if (std::find(known.begin(), known.end(), name) == known.end()) {
-      throw Error("the bundle's programs call the operator nanochat_x::" + name +
-                  ", which this runner has not; build the runner anew, or lower with --kernels stock");
-    }
-  }
+  bundle.check_operators(operators::names());
   if (options.threads > 0) at::set_num_threads(options.threads);  // of the whole process: libtorch has one pool
 }
 

@@ -75,7 +75,7 @@ function(nanochat_x_find_openssl)
   target_include_directories(nanochat_x_deps::crypto INTERFACE "${NANOCHAT_X_OPENSSL_CONFIG_DIR}")
 endfunction()
 
-# SIMD for the kernels of the backends on libtorch: the rest does without it, so this is called where they are built.
+# SIMD for the kernels, which all backends but ONNX's take: the rest does without it, so this is called where they are built.
 # The archive is preferred, for a program with one library less to find.
 function(nanochat_x_find_highway)
   if(TARGET nanochat_x_deps::highway)

@@ -249,4 +249,13 @@ void Bundle::check_machine(std::string_view runtime_version) const {
   }
 }
 
+void Bundle::check_operators(const std::vector<std::string>& known) const {
+  for (const std::string& name : manifest_.operators) {
+    if (std::ranges::find(known, name) == known.end()) {
+      throw Error("the bundle's programs call the operator nanochat_x::" + name +
+                  ", which this runner has not; build the runner anew, or lower with --kernels stock");
+    }
+  }
+}
+
 }  // namespace nanochat_x

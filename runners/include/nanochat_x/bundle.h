@@ -77,6 +77,8 @@ class Bundle {
   std::vector<MachineCheck> machine_checks(std::string_view runtime_version) const;
   /// Throws Error with the first of them that does not fit: what the machine lacks and the command that mends it.
   void check_machine(std::string_view runtime_version) const;
+  /// Throws Error naming the first of the manifest's `operators` that is not among `known`.
+  void check_operators(const std::vector<std::string>& known) const;
 
  private:
   const BundleFile& entry(const std::string& relative) const;

@@ -1,0 +1,92 @@
+#pragma once
+
+// What the operators need of ExecuTorch's tensors and threads.
+
+#include <executorch/runtime/core/exec_aten/exec_aten.h>
+#include <executorch/runtime/core/exec_aten/util/tensor_util.h>
+#include <executorch/runtime/core/function_ref.h>
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "nanochat_x/error.h"
+
+// The SDK has the library of its thread pool, but not all of its headers: what is declared here is in the library.
+namespace executorch::extension {
+bool parallel_for(const std::int64_t begin, const std::int64_t end, const std::int64_t grain_size,
+                  runtime::FunctionRef<void(std::int64_t, std::int64_t)> f);
+}  // namespace executorch::extension
+
+namespace nanochat_x::executorch_operators {
+
+using executorch::aten::ScalarType;
+using executorch::aten::SizesType;
+using executorch::aten::Tensor;
+
+inline std::string shape_text(const Tensor& t) {
+  std::string text;
+  for (const auto size : t.sizes()) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  return '[' + text + ']';
+}
+
+/// Throws Error `nanochat_x::NAME: REASON`.
+[[noreturn]] inline void refuse(const char* name, const std::string& reason) {
+  throw Error("nanochat_x::" + std::string(name) + ": " + reason);
+}
+
+/// How the kernels call a dtype. Throws Error for one that they do not have.
+inline kernels::Type type_of(const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return kernels::Type::float32;
+    case ScalarType::BFloat16:
+      return kernels::Type::bfloat16;
+    case ScalarType::Half:
+      return kernels::Type::float16;
+    default:
+      refuse(name, "no kernel for tensors of type " + std::to_string(static_cast<int>(t.scalar_type())));
+  }
+}
+
+/// Gives the result its shape. Throws Error if there is no room for it.
+inline void resize(const char* name, Tensor& out, std::span<const SizesType> sizes) {
+  if (executorch::runtime::resize_tensor(out, {sizes.data(), sizes.size()}) != executorch::runtime::Error::Ok) {
+    refuse(name, "the result does not fit what is planned for it, " + shape_text(out));
+  }
+}
+
+/// Elements of x, float32 or one of the 16-bit types, in float32: as they lie if they are, else a copy.
+class Floats {
+ public:
+  explicit Floats(const Tensor& x);
+  const float* data() const { return data_; }
+
+ private:
+  std::vector<float> copy_;
+  const float* data_;
+};
+
+/// Room for a float32 result that is written to `out` in its own dtype: out's memory, or a copy until `store`.
+class FloatResult {
+ public:
+  explicit FloatResult(Tensor& out);
+  float* data() { return data_; }
+  void store();
+
+ private:
+  Tensor& out_;
+  std::vector<float> copy_;
+  float* data_;
+};
+
+/// Splits [0, count) between the threads of ExecuTorch's pool, in pieces of at least `least`; on one thread where there
+/// is less. `function` must not throw.
+template <typename Function>
+void in_parallel(std::int64_t count, std::int64_t least, const Function& function) {
+  if (count > 0) executorch::extension::parallel_for(0, count, least, function);
+}
+
+}  // namespace nanochat_x::executorch_operators
