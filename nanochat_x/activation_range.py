@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanochat_x import row_operators
 from nanochat_x.calibration import calibrate
 from nanochat_x.checkpoint import Checkpoint
 from nanochat_x.console import Progress
@@ -34,14 +35,19 @@ class _Listening(GPT):
     def listen(self) -> None:
         self.largest: dict[str, float] = {}
         self._place = "the embedding"
+        self.rows = self.rows._replace(norm=self._heard_norm, rotary=self._heard_rotary)
 
     def note(self, place: str, x: Tensor) -> None:
         self._place = place
         self.largest[place] = max(self.largest.get(place, 0.0), float(x.abs().max()))
 
-    def _norm(self, x: Tensor) -> Tensor:
+    def _heard_norm(self, x: Tensor, eps: float) -> Tensor:
         self.largest_norm(x)
-        return super()._norm(x)
+        return row_operators.norm(x, eps)
+
+    def _heard_rotary(self, x: Tensor, cos: Tensor, sin: Tensor, eps: float, scale: float, heads_first: bool) -> Tensor:
+        self.largest_norm(row_operators.rotate(x, cos, sin))
+        return row_operators.rotary(x, cos, sin, eps, scale, heads_first)
 
     def largest_norm(self, x: Tensor) -> None:
         """What goes into a norm is a sum, or a product of the matrix before."""

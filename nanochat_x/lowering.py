@@ -123,7 +123,7 @@ def _lower(
         raise UsageError(
             f"max_seq_len {max_seq_len} is more than {MOST_POSITIONS}", remedy="choose a smaller --max-seq-len"
         )
-    own = any(target.operators - QUANTIZED_PRODUCTS for target in targets.values())
+    own = frozenset().union(*(target.operators for target in targets.values())) - QUANTIZED_PRODUCTS
     model = _prepare(request, checkpoint, max_seq_len, own, progress)
     captured = model.captured
     fitting: dict[frozenset[str], Captured] = {}  # by the own operators that are left
@@ -141,9 +141,9 @@ def _lower(
 
 
 def _prepare(
-    request: LowerRequest, checkpoint: Checkpoint, max_seq_len: int, own_operators: bool, progress: Progress
+    request: LowerRequest, checkpoint: Checkpoint, max_seq_len: int, own_operators: frozenset[str], progress: Progress
 ) -> _Model:
-    """Quantises, if that is asked for, and captures; `own_operators`: a target wants some."""
+    """Quantises, if that is asked for, and captures with the operators that any target wants."""
     spec, dtype = checkpoint.spec, DTYPES[request.dtype]
     record: dict[str, Any] | None = None
     if request.quantization is not None:

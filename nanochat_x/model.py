@@ -18,14 +18,14 @@ copies its new rows, never the past.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat_x import operators
+from nanochat_x import operators, row_operators
 from nanochat_x.spec import ModelSpec
 
 
@@ -51,15 +51,10 @@ class Linear(nn.Module):
 
 
 class Gate(Linear):
-    """`sigmoid(x[..., :channels] @ weight.T)`: a few channels to a few gates.
-
-    Written as a product and a sum, which fuse; F.linear on a slice takes a path that makes torch.export guard
-    against T = 1.
-    """
+    """`sigmoid(x[..., :channels] @ weight.T)`: a few channels to a few gates."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x[..., : self.weight.shape[1]].unsqueeze(-2)
-        return torch.sigmoid((x * self.weight.to(x.dtype)).sum(-1))
+        return row_operators.gate(x, self.weight)
 
 
 class Embedding(nn.Module):
@@ -89,13 +84,15 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """c_proj(relu(c_fc(x))^2)."""
 
+    activation: Callable[[Tensor], Tensor] = staticmethod(row_operators.relu_square)
+
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.c_fc = Linear(spec.n_embd, spec.mlp_width)
         self.c_proj = Linear(spec.mlp_width, spec.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.c_proj(F.relu(self.c_fc(x)).square())
+        out: Tensor = self.c_proj(self.activation(self.c_fc(x)))
         return out
 
 
@@ -125,14 +122,17 @@ class GPT(nn.Module):
     """A nanochat model.
 
     `dtype` is the dtype of the computation: float32, bfloat16, float16, or float64 for a reference, which
-    keeps float32's tables: the same function, computed more exactly. `own_operators`: products and attention are the
-    operators of operators.py, for programs whose runner has kernels for them; else they are ATen's.
+    keeps float32's tables: the same function, computed more exactly. `own_operators` names those of operators.py and
+    row_operators.py that it calls, for programs whose runner has kernels for them; all else is ATen's.
     """
 
-    def __init__(self, spec: ModelSpec, dtype: torch.dtype = torch.float32, *, own_operators: bool = False) -> None:
+    def __init__(
+        self, spec: ModelSpec, dtype: torch.dtype = torch.float32, *, own_operators: Collection[str] = ()
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.dtype = dtype
+        self.rows = row_operators.row_functions(own_operators)
         self.transformer = Transformer(spec)
         self.lm_head = Linear(spec.n_embd, spec.vocab_size)
         if spec.lambdas:
@@ -148,10 +148,12 @@ class GPT(nn.Module):
             self.smear_lambda = nn.Parameter(torch.zeros(1), requires_grad=False)
         if spec.backout_layer is not None:
             self.backout_lambda = nn.Parameter(torch.zeros(1), requires_grad=False)
-        self.attention = operators.attention if own_operators else operators.attention_composed
-        for module in self.modules() if own_operators else ():
-            if isinstance(module, Linear):
+        self.attention = operators.attention if "attention" in own_operators else operators.attention_composed
+        for module in self.modules():
+            if isinstance(module, Linear) and "linear" in own_operators:
                 module.product = operators.linear
+            elif isinstance(module, MLP):
+                module.activation = self.rows.relu_square
 
     @classmethod
     def from_weights(
@@ -160,7 +162,7 @@ class GPT(nn.Module):
         weights: Mapping[str, Tensor],
         dtype: torch.dtype = torch.float32,
         *,
-        own_operators: bool = False,
+        own_operators: Collection[str] = (),
     ) -> GPT:
         """A model over these tensors (not copied; rows beyond the vocabulary are left off by a view).
 
@@ -201,7 +203,7 @@ class GPT(nn.Module):
         new_k, new_v = [], []
         for i, block in enumerate(self.transformer.blocks()):
             if spec.lambdas:
-                x = self.resid_lambdas[i] * x + self.x0_lambdas[i] * x0
+                x = self.rows.mix(x, self.resid_lambdas, x0, self.x0_lambdas, i)
             h = self._norm(x)
             q, k, v = self._project(i, block.attn, h, ids, rotary)
             past = None if cache is None else (cache.k[i], cache.v[i], cache.position)
@@ -218,13 +220,11 @@ class GPT(nn.Module):
         logits = self.lm_head(self._norm(x))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if spec.softcap is not None:
-            logits = spec.softcap * torch.tanh(logits / spec.softcap)
+            logits = self.rows.soft_cap(logits, spec.softcap)
         return logits, torch.stack(new_k), torch.stack(new_v)
 
     def _norm(self, x: Tensor) -> Tensor:
-        # F.rms_norm spelled out: its kernel's layout check makes torch.export guard against sequences of length 1
-        y = x.to(torch.promote_types(x.dtype, torch.float32))
-        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.spec.norm_eps)).to(x.dtype)
+        return self.rows.norm(x, self.spec.norm_eps)
 
     def _embed(self, ids: Tensor, prev_ids: Tensor | None, positions: Tensor) -> Tensor:
         """Normed token embeddings [B, T, C]; smeared with the token before, where there is one."""
@@ -248,23 +248,14 @@ class GPT(nn.Module):
         q = attn.c_q(h).view(batch, steps, spec.n_head, spec.head_dim)
         k = attn.c_k(h).view(batch, steps, spec.n_kv_head, spec.head_dim)
         v = attn.c_v(h).view(batch, steps, spec.n_kv_head, spec.head_dim)
-        if attn.ve_gate is not None:
-            embed = self.value_embeds[str(layer)](ids, self.dtype).view_as(v)
-            gate = spec.gate_scale * attn.ve_gate(h)
-            v = v + gate.unsqueeze(-1) * embed
-        q, k = self._norm(rotate(q, *rotary)), self._norm(rotate(k, *rotary))
-        if spec.qk_scale != 1.0:
-            q, k = q * spec.qk_scale, k * spec.qk_scale
-        return q, operators.row_major(k.transpose(1, 2)), operators.row_major(v.transpose(1, 2))
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding with halves a, b of the last dimension: (a cos + b sin, b cos - a sin).
-
-    x [B, T, H, D]; cos, sin [1 or B, T, 1, D / 2].
-    """
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
+        if attn.ve_gate is None:
+            v = self.rows.heads_first(v)
+        else:
+            table = self.value_embeds.get_parameter(f"{layer}.weight")
+            v = self.rows.gate_values(v, h, attn.ve_gate.weight, table, ids, spec.gate_scale)
+        q = self.rows.rotary(q, *rotary, spec.norm_eps, spec.qk_scale, False)
+        k = self.rows.rotary(k, *rotary, spec.norm_eps, spec.qk_scale, True)
+        return q, k, v
 
 
 def rotary_tables(spec: ModelSpec, positions: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

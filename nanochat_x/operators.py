@@ -5,8 +5,8 @@
     linear_int4(x, weight, scales, zeros)                          and in 4
     attention(q, k, v, past_k, past_v, position, window)           of new tokens over a row's past and themselves
 
-They appear in the programs of the targets that run on libtorch, where the C++ runner has a fast kernel for each. Here
-is what they compute, from ATen operators: whoever imports this module can run such a program in Python (slowly).
+They appear in the programs of targets whose C++ runner has a fast kernel for each (row_operators.py has more). Here is
+what they compute, from ATen operators: whoever imports this module can run such a program in Python (slowly).
 """
 
 from __future__ import annotations
@@ -32,10 +32,20 @@ SCHEMAS = {
 _library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 
 
-def _define(name: str, compute: Callable[..., Tensor], shape: Callable[..., Tensor]) -> None:
-    _library.define(f"{name}{SCHEMAS[name]}", tags=(torch.Tag.needs_contiguous_strides, torch.Tag.pt2_compliant_tag))
+#: Operator -> name, as a graph's nodes call it: of all that are defined.
+NAMES: dict[Any, str] = {}
+
+#: What each operator is in ATen operators, for a target that has no kernels of ours.
+COMPOSED: dict[Any, Callable[..., Tensor]] = {}
+
+
+def define(name: str, schema: str, compute: Callable[..., Tensor], shape: Callable[..., Tensor]) -> None:
+    """Defines an operator: what it computes, and an empty result of its shape and dtype."""
+    _library.define(f"{name}{schema}", tags=(torch.Tag.needs_contiguous_strides, torch.Tag.pt2_compliant_tag))
     _library.impl(name, compute, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", shape, lib=_library)
+    operator = getattr(torch.ops.nanochat_x, name).default
+    NAMES[operator], COMPOSED[operator] = name, compute
 
 
 def attention_composed(
@@ -161,17 +171,11 @@ def _softmax(scores: Tensor) -> Tensor:
     return torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
 
 
-_COMPOSED: dict[str, Callable[..., Tensor]] = {
+_PRODUCTS: dict[str, Callable[..., Tensor]] = {
     "linear": F.linear,
     "linear_int8": _linear_int8,
     "linear_int4": _linear_int4,
-    "attention": _attention,
 }
-for _name, _compute in _COMPOSED.items():
-    _define(_name, _compute, _attention_shape if _name == "attention" else _product_shape)
-
-#: Operator -> name, as a graph's nodes call it.
-NAMES: dict[Any, str] = {getattr(torch.ops.nanochat_x, name).default: name for name in SCHEMAS}
-
-#: What each operator is in ATen operators, for a target that has no kernels of ours.
-COMPOSED: dict[Any, Callable[..., Tensor]] = {operator: _COMPOSED[name] for operator, name in NAMES.items()}
+for _name, _compute in _PRODUCTS.items():
+    define(_name, SCHEMAS[_name], _compute, _product_shape)
+define("attention", SCHEMAS["attention"], _attention, _attention_shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +45,11 @@ def quantized_model(
     weights: Mapping[str, Tensor],
     dtype: torch.dtype = torch.float32,
     *,
-    own_operators: bool = False,
+    own_operators: Collection[str] = (),
 ) -> GPT:
     """A model that computes in `dtype` over a state dict with quantised matrices (`in_dtype`), not copied.
 
-    Products with them are operators of operators.py; `own_operators`: all else that has one is so, too. Raises
+    Products with them are operators of operators.py; `own_operators` names others, as GPT takes them. Raises
     RuntimeError if a tensor is missing, unknown or of the wrong shape.
     """
     matrices = matrices_of(weights)

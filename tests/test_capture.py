@@ -8,6 +8,7 @@ import pytest
 import torch
 from models import MAX_SEQ_LEN, NAMES, largest, model_of, weights_of
 
+from nanochat_x import row_operators
 from nanochat_x.capture import (
     CACHED_INPUTS,
     Captured,
@@ -91,17 +92,21 @@ def test_programs_mutate_nothing() -> None:
         assert not signature.user_inputs_to_mutate
 
 
+#: All that a captured program may call, but for products of quantised matrices.
+OWN = frozenset({"linear", "attention"}) | row_operators.SCHEMAS.keys()
+
+
 @cache
 def with_operators(name: str) -> Captured:
     spec, weights = weights_of(name)
-    return capture(GPT.from_weights(spec, weights, own_operators=True), MAX_SEQ_LEN)
+    return capture(GPT.from_weights(spec, weights, own_operators=OWN), MAX_SEQ_LEN)
 
 
 @pytest.mark.parametrize(("batch", "steps", "slots"), SHAPES)
 def test_own_operators_compute_the_same(batch: int, steps: int, slots: int) -> None:
     """By what they are made of, which is what Python computes for them; guards on."""
     captured = with_operators(SMEAR)
-    assert captured.operators() == {"attention", "linear"}
+    assert captured.operators() == OWN
     args = example(SMEAR, batch, steps, slots)
     expected = ExportableGPTWithCache(model_of(SMEAR), MAX_SEQ_LEN)(*args)
     for role in ("prefill", "decode") if steps == 1 else ("prefill",):
@@ -114,7 +119,7 @@ def test_own_operators_compute_the_same(batch: int, steps: int, slots: int) -> N
 def test_without_operators_is_what_is_captured_without_them(name: str) -> None:
     plain, derived = captured_of(name), without_operators(with_operators(name))
     assert without_operators(plain) is plain
-    assert without_operators(with_operators(name), ["linear", "attention"]) is with_operators(name)
+    assert without_operators(with_operators(name), OWN) is with_operators(name)
     assert without_operators(with_operators(name), ["linear"]).operators() == {"linear"}
     assert derived.operators() == plain.operators() == set()
     for role, program in plain.programs().items():

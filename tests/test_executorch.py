@@ -26,7 +26,7 @@ from nanochat_x.targets.executorch import MAX_STEPS, make_target
 from nanochat_x.targets.executorch_operators import OWN
 
 MAX_BATCH = 3  # small, so that tests cross it
-LAMBDAS = "2026-01-lambdas"
+LAMBDAS, SMEAR = "2026-01-lambdas", "2026-07-smear"
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +61,7 @@ def test_stock_kernels(mode: str, stock_pte: Callable[[str], Path], tmp_path: Pa
 def test_operators_are_listed_and_an_unknown_one_is_refused(
     pte_bundle: Callable[[str], Path], stock_pte: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    own, stock = pte_bundle(LAMBDAS), stock_pte(LAMBDAS)
+    own, stock = pte_bundle(SMEAR), stock_pte(LAMBDAS)
     assert set(json.loads((own / "manifest.json").read_text())["operators"]) == OWN
     assert "operators" not in json.loads((stock / "manifest.json").read_text())
     assert called_operators(own) == OWN

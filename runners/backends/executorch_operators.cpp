@@ -15,30 +15,12 @@
 
 namespace nanochat_x::executorch_operators {
 
-namespace et = executorch::runtime;
-using et::KernelRuntimeContext;
-
 namespace {
+
+using et::KernelRuntimeContext;
 
 // A thread is worth waking for that many weights: about 10 us of reading them.
 constexpr std::int64_t kWeightsOfAThread = 1 << 15;
-
-std::string& last_error() {
-  static thread_local std::string text;
-  return text;
-}
-
-// ExecuTorch's own code knows no exceptions.
-template <typename Function>
-Tensor& guarded(KernelRuntimeContext& context, Tensor& out, const Function& function) {
-  try {
-    function();
-  } catch (const std::exception& error) {
-    last_error() = error.what();
-    context.fail(et::Error::InvalidArgument);
-  }
-  return out;
-}
 
 // x [..., K] as [M, K].
 std::int64_t rows_of(const Tensor& x, std::int64_t depth) { return depth == 0 ? 0 : x.numel() / depth; }
@@ -150,49 +132,21 @@ Tensor& attention(KernelRuntimeContext& context, const Tensor& q, const Tensor& 
 
 }  // namespace
 
-Floats::Floats(const Tensor& x) {
-  const auto count = static_cast<std::size_t>(x.numel());
-  if (x.scalar_type() == ScalarType::Float) {
-    data_ = x.const_data_ptr<float>();
-    return;
-  }
-  copy_.resize(count);
-  if (x.scalar_type() == ScalarType::Half) {
-    std::copy_n(x.const_data_ptr<executorch::aten::Half>(), count, copy_.data());
-  } else {
-    std::copy_n(x.const_data_ptr<executorch::aten::BFloat16>(), count, copy_.data());
-  }
-  data_ = copy_.data();
-}
-
-FloatResult::FloatResult(Tensor& out) : out_(out) {
-  if (out.scalar_type() == ScalarType::Float) {
-    data_ = out.mutable_data_ptr<float>();
-  } else {
-    copy_.resize(static_cast<std::size_t>(out.numel()));
-    data_ = copy_.data();
-  }
-}
-
-void FloatResult::store() {
-  if (out_.scalar_type() == ScalarType::Half) {
-    std::copy_n(data_, copy_.size(), out_.mutable_data_ptr<executorch::aten::Half>());
-  } else if (out_.scalar_type() == ScalarType::BFloat16) {
-    std::copy_n(data_, copy_.size(), out_.mutable_data_ptr<executorch::aten::BFloat16>());
-  }
-}
-
 void add_to_registry() {
   static constexpr char kLinear[] = "nanochat_x::linear.out", kAttention[] = "nanochat_x::attention.out";
   using executorch::extension::make_boxed_kernel;
-  static const std::array kernels = {make_boxed_kernel(kLinear, EXECUTORCH_FN(linear, kLinear)),
-                                     make_boxed_kernel(kAttention, EXECUTORCH_FN(attention, kAttention))};
-  static const et::Error added = et::register_kernels({kernels.data(), kernels.size()});
+  static const et::Error added = [] {
+    std::vector<et::Kernel> kernels = row_kernels();
+    kernels.push_back(make_boxed_kernel(kLinear, EXECUTORCH_FN(linear, kLinear)));
+    kernels.push_back(make_boxed_kernel(kAttention, EXECUTORCH_FN(attention, kAttention)));
+    return et::register_kernels({kernels.data(), kernels.size()});
+  }();
   if (added != et::Error::Ok) throw Error("ExecuTorch did not take the operators of nanochat_x");
 }
 
 const std::vector<std::string>& names() {
-  static const std::vector<std::string> all = {"attention", "linear"};
+  static const std::vector<std::string> all = {"attention", "gate_values", "heads_first", "linear",  "mix",
+                                               "norm",      "relu_square", "rotary",      "soft_cap"};
   return all;
 }
 

@@ -5,6 +5,8 @@
 #include <executorch/runtime/core/exec_aten/exec_aten.h>
 #include <executorch/runtime/core/exec_aten/util/tensor_util.h>
 #include <executorch/runtime/core/function_ref.h>
+#include <executorch/runtime/kernel/kernel_runtime_context.h>
+#include <executorch/runtime/kernel/operator_registry.h>
 
 #include <cstdint>
 #include <span>
@@ -22,6 +24,7 @@ bool parallel_for(const std::int64_t begin, const std::int64_t end, const std::i
 
 namespace nanochat_x::executorch_operators {
 
+namespace et = executorch::runtime;
 using executorch::aten::ScalarType;
 using executorch::aten::SizesType;
 using executorch::aten::Tensor;
@@ -35,6 +38,21 @@ inline std::string shape_text(const Tensor& t) {
 /// Throws Error `nanochat_x::NAME: REASON`.
 [[noreturn]] inline void refuse(const char* name, const std::string& reason) {
   throw Error("nanochat_x::" + std::string(name) + ": " + reason);
+}
+
+/// Why an operator failed last on this thread.
+std::string& last_error();
+
+/// Runs an operator: what it throws becomes its failure, for ExecuTorch's own code knows no exceptions.
+template <typename Function>
+Tensor& guarded(et::KernelRuntimeContext& context, Tensor& out, const Function& function) {
+  try {
+    function();
+  } catch (const std::exception& error) {
+    last_error() = error.what();
+    context.fail(et::Error::InvalidArgument);
+  }
+  return out;
 }
 
 /// How the kernels call a dtype. Throws Error for one that they do not have.
@@ -53,7 +71,7 @@ inline kernels::Type type_of(const char* name, const Tensor& t) {
 
 /// Gives the result its shape. Throws Error if there is no room for it.
 inline void resize(const char* name, Tensor& out, std::span<const SizesType> sizes) {
-  if (executorch::runtime::resize_tensor(out, {sizes.data(), sizes.size()}) != executorch::runtime::Error::Ok) {
+  if (et::resize_tensor(out, {sizes.data(), sizes.size()}) != et::Error::Ok) {
     refuse(name, "the result does not fit what is planned for it, " + shape_text(out));
   }
 }
@@ -62,6 +80,17 @@ inline void resize(const char* name, Tensor& out, std::span<const SizesType> siz
 class Floats {
  public:
   explicit Floats(const Tensor& x);
+  const float* data() const { return data_; }
+
+ private:
+  std::vector<float> copy_;
+  const float* data_;
+};
+
+/// A row of a table of the same dtypes, in float32 likewise.
+class FloatRow {
+ public:
+  FloatRow(const Tensor& table, std::int64_t row);
   const float* data() const { return data_; }
 
  private:
@@ -88,5 +117,8 @@ template <typename Function>
 void in_parallel(std::int64_t count, std::int64_t least, const Function& function) {
   if (count > 0) executorch::extension::parallel_for(0, count, least, function);
 }
+
+/// The operators of executorch_rows.cpp, for the registry.
+std::vector<et::Kernel> row_kernels();
 
 }  // namespace nanochat_x::executorch_operators
