@@ -151,9 +151,13 @@ class Consumer {
     const unsigned flag = first_flag_ + static_cast<unsigned>(layer);
     if (!is_mlp && !is_head && share_.kv_heads() > 0) {
       value_row_ = value_row_of(w, share_.kv_begin);
-      load_first(layer, w, share_.kv_begin);
+      load_first(first_key_, p_.cache_k, layer, w, share_.kv_begin);
+      if (!kValuesLater) load_first(first_value_, p_.cache_v, layer, w, share_.kv_begin);
     }
     refresh_x(w, layer, is_mlp, is_head, flag);
+    if (kValuesLater && !is_mlp && !is_head && share_.kv_heads() > 0) {
+      load_first(first_value_, p_.cache_v, layer, w, share_.kv_begin);
+    }
     const Vector x = this->x(is_mlp);
     const int rounds = is_head || is_mlp ? 1 : share_.kv_heads();
     const Tiles tiles = is_head ? head_tiles(p_.vocab) : Tiles{};
@@ -341,15 +345,16 @@ class Consumer {
     for (int i = 0; i < kConsumerWarps; ++i) take(block_memory().best[i][0], __float_as_int(block_memory().best[i][1]));
   }
 
+  static constexpr bool kValuesLater = FORMAT == WeightFormat::kInt4;
+
   // Keys and values come from far: the first ones of a layer are asked for before what clusters add is waited for.
-  __device__ void load_first(int layer, const LayerParams& w, int kv_head) {
+  // In 4 bits values, which are needed later, are asked for behind it: 2 % faster, where the others are 1 % slower.
+  __device__ void load_first(LaneDims& to, const __nv_bfloat16* cache, int layer, const LayerParams& w, int kv_head) {
     const Split split(position_, w.window, rank_);
     if (4 * warp_ >= split.count) return;
     const long long at =
         layer * p_.cache_layer + kv_head * p_.cache_head + static_cast<long long>(split.first) * kHeadDim;
-    const int which = min(thread_ / kKeyLanes, split.count - 1);
-    first_key_.load(p_.cache_k + at, which);
-    first_value_.load(p_.cache_v + at, which);
+    to.load(cache + at, min(thread_ / kKeyLanes, split.count - 1));
   }
 
   // A KV head's queries against this block's keys, told to all ranks; the heads' outputs into attended().
@@ -359,7 +364,10 @@ class Consumer {
     const long long head = layer * p_.cache_layer + kv_head * p_.cache_head;
     const __nv_bfloat16* keys = p_.cache_k + head + static_cast<long long>(split.first) * kHeadDim;
     const __nv_bfloat16* values = p_.cache_v + head + static_cast<long long>(split.first) * kHeadDim;
-    if (round > 0) load_first(layer, w, kv_head);
+    if (round > 0) {
+      load_first(first_key_, p_.cache_k, layer, w, kv_head);
+      load_first(first_value_, p_.cache_v, layer, w, kv_head);
+    }
     const bool makes_key = split.has_new && warp_ == kNewKeyWarp;
     float gate = 0;
     if (makes_key && w.value_embed) {

@@ -2,9 +2,10 @@
 
 // Products of rows in 8 or 4 bits with one vector, on the tensor cores, in integers.
 //
-// A tile of weights, 16 rows by a group of 32 columns, is the left operand as it lies in memory (4 bits are widened to
-// 8 by two operations for each eight); the right one has the high bytes of x in its column 0 and the low bytes in its
-// column 1. Sums of a group are exact.
+// A tile of weights, 16 rows by a group of 32 columns, is the left operand as it lies in memory; the right one has the
+// high bytes of x in one of its columns and the low bytes in the next. Four tiles (a quad) take two columns each and
+// add to one result: lane l then has the sums of tile l % 4, exact, and scales are applied once for the four. Of 4 bits
+// the upper ones of a byte are multiplied where they are, as 16 times what they stand for.
 
 #include <cstdint>
 
@@ -15,31 +16,49 @@
 
 namespace nanochat_x::cuda {
 
-__device__ inline int4 multiply(const uint4& weights, const uint2& x) {
-  int4 sum;
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%10, %10, %10, %10};"
-      : "=r"(sum.x), "=r"(sum.y), "=r"(sum.z), "=r"(sum.w)
-      : "r"(weights.x), "r"(weights.y), "r"(weights.z), "r"(weights.w), "r"(x.x), "r"(x.y), "r"(0));
-  return sum;
+// sum += weights * x: 16 x 32 times 32 x 8. Weights of 4 bits have no sign.
+template <int BITS>
+__device__ void multiply(int4& sum, const uint4& weights, const uint2& x) {
+  if constexpr (BITS == 8) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(sum.x), "+r"(sum.y), "+r"(sum.z), "+r"(sum.w)
+        : "r"(weights.x), "r"(weights.y), "r"(weights.z), "r"(weights.w), "r"(x.x), "r"(x.y));
+  } else {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(sum.x), "+r"(sum.y), "+r"(sum.z), "+r"(sum.w)
+        : "r"(weights.x), "r"(weights.y), "r"(weights.z), "r"(weights.w), "r"(x.x), "r"(x.y));
+  }
 }
 
-// A group of x as the tensor cores take it.
-struct PackedOperand {
-  uint2 x{};
-  float step = 0;
+inline constexpr int kQuad = 4;  // tiles that are multiplied into one result
+
+// Four groups of x as the tensor cores take them: `first`, and three more with a stride. If not all of them are there,
+// those from `groups` on are zeros.
+template <bool WHOLE>
+struct QuadOperand {
+  uint2 x{};       // the lane's column: of group lane / 8
+  float step = 0;  // of group lane % 4
   int sum = 0;
 
-  PackedOperand() = default;
-  __device__ PackedOperand(const Vector& from, int group) {
+  QuadOperand() = default;
+  __device__ QuadOperand(const Vector& from, int first, int stride, int groups) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    const unsigned char* bytes = from.group(group) + (lane & 4 ? kGroup : 0) + 4 * (lane % 4);
+    const int own = first + lane / 8 * stride, told = first + lane % 4 * stride;
+    const bool has_own = WHOLE || own < groups, is_told = WHOLE || told < groups;
+    const unsigned char* bytes = from.group(has_own ? own : 0) + (lane & 4 ? kGroup : 0) + 4 * (lane % 4);
     const std::uint32_t a = *reinterpret_cast<const std::uint32_t*>(bytes),
                         b = *reinterpret_cast<const std::uint32_t*>(bytes + kGroup / 2);
-    x = make_uint2(lane < 8 ? a : 0, lane < 8 ? b : 0);
-    const uint2 info = *reinterpret_cast<const uint2*>(&from.info(group));
-    step = __uint_as_float(info.x);
+    x = make_uint2(has_own ? a : 0, has_own ? b : 0);
+    const uint2 info = *reinterpret_cast<const uint2*>(&from.info(is_told ? told : 0));
+    step = is_told ? __uint_as_float(info.x) : 0;
     sum = static_cast<int>(info.y);
+  }
+  // The right operand for tile `which` of the four.
+  __device__ uint2 of(int which) const {
+    const bool own = static_cast<int>(threadIdx.x) % 32 / 8 == which;
+    return make_uint2(own ? x.x : 0, own ? x.y : 0);
   }
 };
 
@@ -53,10 +72,11 @@ struct PackedProduct {
                               Meanwhile meanwhile, Finish finish) {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const int groups = n_embd / kGroup, size = E::wide_bytes(n_embd);
-    PackedOperand operand[GROUPS]{};  // or its registers would be taken all the time
+    constexpr int kQuads = (GROUPS + kQuad - 1) / kQuad, kStride = kQuad * kProductWarps;
+    QuadOperand<false> operands[kQuads]{};  // or its registers would be taken all the time
 #pragma unroll
-    for (int i = 0; i < GROUPS; ++i) {
-      if (warp + i * kProductWarps < groups) operand[i] = PackedOperand(x, warp + i * kProductWarps);
+    for (int i = 0; i < kQuads; ++i) {
+      if (warp < kProductWarps) operands[i] = QuadOperand<false>(x, warp + i * kStride, kProductWarps, groups);
     }
     for (int first = 0; first < rows; first += kPassRows) {
       const int count = min(kPassRows, rows - first);
@@ -68,20 +88,19 @@ struct PackedProduct {
       }
       for (int row = 0; row < count && warp < kProductWarps; row += E::kWideRows) {
         const unsigned char* entry = ring.take(size);
-        Tile tiles[GROUPS]{};
+        Quad quads[kQuads]{};
         float2 sum = make_float2(0, 0);
 #pragma unroll
-        for (int i = 0; i < GROUPS; ++i) {
-          if (warp + i * kProductWarps < groups) tiles[i].load(entry, groups, warp + i * kProductWarps);
+        for (int i = 0; i < kQuads; ++i) {
+          quads[i].template load<false>(entry, groups, warp + i * kStride, kProductWarps, GROUPS - i * kQuad);
         }
 #pragma unroll
-        for (int i = 0; i < GROUPS; ++i) {
-          if (warp + i * kProductWarps < groups) tiles[i].add(sum, operand[i]);
-        }
-        if (lane % 4 == 0) {
-          mine[row + lane / 2][warp] = sum.x;
-          mine[row + lane / 2 + 1][warp] = sum.y;
-        }
+        for (int i = 0; i < kQuads; ++i) quads[i].add(sum, operands[i], GROUPS - i * kQuad);
+        // Of two lanes each gives the other's row away.
+        const bool odd = lane & 1;
+        float total = (odd ? sum.y : sum.x) + __shfl_xor_sync(~0U, odd ? sum.x : sum.y, 1);
+        total += __shfl_xor_sync(~0U, total, 2);
+        if (lane % 4 < 2) mine[row + lane / 4 * 2 + lane % 4][warp] = odd ? kUpperFactor * total : total;
       }
       consumers_sync();
       // Once for all: an arrival takes some 20 clocks, in which no other is counted.
@@ -102,12 +121,13 @@ struct PackedProduct {
       }
       const unsigned char* entry = ring.take(size);
       float2 sum = make_float2(0, 0);
-#pragma unroll 4
-      for (int i = 0; i < groups; ++i) {
-        Tile weights{};
-        weights.load(entry, kTiles * groups, tile * groups + i);
-        weights.add(sum, PackedOperand(x, i));
+#pragma unroll 2
+      for (int i = 0; i < groups; i += kQuad) {
+        Quad weights{};
+        weights.template load<true>(entry, kTiles * groups, tile * groups + i, 1, kQuad);
+        weights.add(sum, QuadOperand<true>(x, i, 1, groups), kQuad);
       }
+      sum = make_float2(lanes_sum<kQuad>(sum.x), kUpperFactor * lanes_sum<kQuad>(sum.y));
       const float third = __shfl_down_sync(~0U, sum.x, 4), fourth = __shfl_down_sync(~0U, sum.y, 4);
       if (lane % 8 == 0) {
         store_sums(words + (row + E::kTileRows * tile) / 4 + lane / 8, make_float4(sum.x, sum.y, third, fourth), flag);
@@ -117,39 +137,58 @@ struct PackedProduct {
   }
 
  private:
-  // What a lane has of a tile.
-  struct Tile {
-    uint4 weights;         // of 4 bits: two registers of eight
-    std::uint32_t scales;  // of rows 2 g and 2 g + 1 (g = lane / 4), bfloat16
+  // By what sums of rows 2 g + 1 are too large.
+  static constexpr float kUpperFactor = BITS == 4 ? 0.0625F : 1.0F;
+
+  // What a lane has of four tiles.
+  struct Quad {
+    uint4 weights[kQuad];  // of 4 bits: two registers of eight
+    std::uint32_t scales;  // of tile lane % 4, rows 2 g and 2 g + 1 (g = lane / 4), bfloat16
     unsigned zeros;        // likewise, a byte each
 
-    __device__ void load(const unsigned char* entry, int tiles, int which) {
+    // Tiles `first` and three more with a stride, of an entry of `tiles`: the first `most`, a constant, of them, and
+    // if not all of these are there those below `tiles`.
+    template <bool WHOLE>
+    __device__ void load(const unsigned char* entry, int tiles, int first, int stride, int most) {
       const int lane = static_cast<int>(threadIdx.x) % 32;
-      const unsigned char* from = entry + which * E::kTileBytes + lane * E::kLaneBytes;
+#pragma unroll
+      for (int i = 0; i < kQuad; ++i) {
+        weights[i] = make_uint4(0, 0, 0, 0);
+        if (i >= most || (!WHOLE && first + i * stride >= tiles)) continue;
+        const unsigned char* from = entry + (first + i * stride) * E::kTileBytes + lane * E::kLaneBytes;
+        if constexpr (BITS == 8) {
+          weights[i] = *reinterpret_cast<const uint4*>(from);
+        } else {
+          const uint2 two = *reinterpret_cast<const uint2*>(from);
+          weights[i] = make_uint4(two.x, two.y, 0, 0);
+        }
+      }
+      const int own = first + lane % 4 * stride, told = WHOLE || own < tiles ? own : 0;
       const unsigned char* scales_from = entry + tiles * E::kTileBytes;
-      if constexpr (BITS == 8) {
-        weights = *reinterpret_cast<const uint4*>(from);
-      } else {
-        const uint2 two = *reinterpret_cast<const uint2*>(from);
-        weights = make_uint4(two.x, two.y, 0, 0);
-        zeros = *reinterpret_cast<const unsigned short*>(scales_from + tiles * E::kScaleBytes + which * E::kZeroBytes +
+      scales = *reinterpret_cast<const std::uint32_t*>(scales_from + told * E::kScaleBytes + 4 * (lane / 4));
+      if constexpr (BITS == 4) {
+        zeros = *reinterpret_cast<const unsigned short*>(scales_from + tiles * E::kScaleBytes + told * E::kZeroBytes +
                                                          2 * (lane / 4));
       }
-      scales = *reinterpret_cast<const std::uint32_t*>(scales_from + which * E::kScaleBytes + 4 * (lane / 4));
     }
 
-    // Only the lanes that divide by 4 have sums.
-    __device__ void add(float2& sum, const PackedOperand& operand) const {
-      uint4 left = weights;
-      if constexpr (BITS == 4) {
-        left = make_uint4(weights.x & 0x0f0f0f0fU, weights.x >> 4U & 0x0f0f0f0fU, weights.y & 0x0f0f0f0fU,
-                          weights.y >> 4U & 0x0f0f0f0fU);
+    // The lane's tile; sums of rows 2 g + 1 are to be multiplied by kUpperFactor.
+    template <bool WHOLE>
+    __device__ void add(float2& sum, const QuadOperand<WHOLE>& operand, int most) const {
+      int4 both = make_int4(0, 0, 0, 0);
+#pragma unroll
+      for (int i = 0; i < kQuad; ++i) {
+        if (i >= most) continue;
+        uint4 left = weights[i];
+        if constexpr (BITS == 4) {
+          left = make_uint4(left.x & 0x0f0f0f0fU, left.x & 0xf0f0f0f0U, left.y & 0x0f0f0f0fU, left.y & 0xf0f0f0f0U);
+        }
+        multiply<BITS>(both, left, operand.of(i));
       }
-      const int4 both = multiply(left, operand.x);
       int a = both.x * 256 + both.y, b = both.z * 256 + both.w;
       if constexpr (BITS == 4) {
         a -= static_cast<int>(zeros & 255U) * operand.sum;
-        b -= static_cast<int>(zeros >> 8U) * operand.sum;
+        b -= static_cast<int>(zeros >> 4U) * operand.sum;  // a zero has 4 bits: 16 times that of row 2 g + 1
       }
       const float2 scale = unpack(scales);
       sum.x += scale.x * operand.step * static_cast<float>(a);
