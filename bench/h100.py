@@ -200,18 +200,19 @@ def measure(program: Path, scratch: Path) -> dict[str, Any]:
     checkpoint = load_checkpoint(choose_checkpoint(None, "base", "d20", 0, base, None))
     weights = prepare_weights(checkpoint.weights, torch.bfloat16)
     bundle = write_bundle(scratch / "bundle-d20", checkpoint, weights, 2048)
-    output = run([str(program), "bench", str(bundle), "--batch=1,64", f"--prompt-tokens={CONTEXT}",
+    output = run([str(program), "bench", str(bundle), "--batch=1,4,64", f"--prompt-tokens={CONTEXT}",
                   f"--decode-tokens={NEW}", "--repeats=3", "--json"])  # fmt: skip
     print(output)
     packed = {method: packed_rate(program, scratch, checkpoint, method) for method in ("int8", "int4")}
     eager = eager_rate(checkpoint, weights)
     lines = json.loads(output.splitlines()[-1])["lines"]
-    decode, batch = (line["tokens_per_s"]["median"] for line in lines if line["what"] == "decode")
+    decode, few, batch = (line["tokens_per_s"]["median"] for line in lines if line["what"] == "decode")
     print(f"one small operator of eager PyTorch: {launch_seconds() * 1e6:.1f} us; it starts some 1,500 a token")
     print(f"d20, batch 1, context {CONTEXT}: runner {decode:.0f} tokens/s, eager PyTorch {eager:.1f} tokens/s "
           f"({decode / eager:.1f} x)")  # fmt: skip
     for method, rate in packed.items():
         print(f"{method}: runner {rate:.0f} tokens/s, {rate / decode:.2f} times bfloat16's")
+    print(f"4 rows: {few:.0f} tokens/s, {few / decode:.1f} times one row's")
     print(f"64 rows: {batch:.0f} tokens/s, {batch / decode:.1f} times one row's")
     return {
         "runner_tokens_per_s": decode,

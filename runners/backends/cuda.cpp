@@ -50,14 +50,14 @@ class CudaBackend final : public Backend {
                 *cache);
   }
 
-  // One token of one row is decoded by the kernel that is made for it; all else is computed as many rows.
+  // One token of each of few rows is decoded by the kernel that is made for it; all else is computed as many rows.
   Logits step(const Step& step, Cache& cache) override {
     const auto& on_card = static_cast<const cuda::CardCache&>(cache);
     const auto kept = std::ssize(step.logits_to_keep);
     const std::int64_t vocab = weights_.model().vocab;
     const auto count = static_cast<std::size_t>(step.batch * kept * vocab);
     auto logits = std::make_shared<cuda::PinnedArray<float>>(buffers_.take(count));
-    if (step.batch * step.length == 1) {
+    if (step.length == 1 && step.batch <= decoder_.most_rows()) {
       decode(step, on_card, logits->data());
     } else {
       pass_.step(step, on_card.row(0), logits->data(), stream_.get());
@@ -75,12 +75,16 @@ class CudaBackend final : public Backend {
 
  private:
   void decode(const Step& step, const cuda::CardCache& cache, float* logits) {
-    decoder_.set_state(static_cast<int>(step.input_ids[0]), static_cast<int>(step.prev_ids[0]),
-                       static_cast<int>(step.position[0]), stream_.get());
-    const int* forced = nullptr;  // the state's token
-    decoder_.run(1, forced, cache.row(0), stream_.get());
+    std::vector<cuda::DecodeState> states;
+    for (std::size_t row = 0; row < static_cast<std::size_t>(step.batch); ++row) {
+      states.push_back({static_cast<int>(step.input_ids[row]), static_cast<int>(step.prev_ids[row]),
+                        static_cast<int>(step.position[row])});
+    }
+    decoder_.set_states(states, stream_.get());
+    const int* forced = nullptr;  // the states' tokens
+    decoder_.run(1, step.batch, forced, cache.row(0), stream_.get());
     if (step.logits_to_keep.empty()) return;
-    const auto bytes = static_cast<std::size_t>(weights_.model().vocab) * sizeof(float);
+    const auto bytes = static_cast<std::size_t>(step.batch * weights_.model().vocab) * sizeof(float);
     cuda::check(cudaMemcpyAsync(logits, decoder_.logits(), bytes, cudaMemcpyDeviceToHost, stream_.get()),
                 "reading logits");
   }

@@ -5,12 +5,15 @@
 
 #include <cstdint>
 
+#include "decoder.h"  // DecodeState
+
 namespace nanochat_x::cuda {
 
 inline constexpr int kHeadDim = 128;                                              // of every model that nanochat makes
 inline constexpr float kScoreScale = 1.4426950408889634F * 0.08838834764831845F;  // log2(e) / sqrt(128)
 inline constexpr int kMostLayers = 48;
-inline constexpr int kRanks = 8;          // blocks of a cluster
+inline constexpr int kRanks = 8;     // blocks of a cluster
+inline constexpr int kMostRows = 4;  // sequences that one launch decodes: as many as have columns of the tensor cores
 inline constexpr int kMostClusters = 16;  // half a warp has a lane for each
 inline constexpr int kGroup = 32;         // columns of a vector that are packed together: a lane has one
 inline constexpr int kHiddenUnit = 256;   // what is inside the MLP is dealt out to clusters by so many: a group a rank
@@ -31,13 +34,6 @@ struct LayerParams {
   int window;                        // keys behind a query that it sees
 };
 
-/// What a sequence has reached; read when the kernel begins, written when it ends.
-struct DecodeState {
-  int token;     // to be fed next
-  int previous;  // the token before it
-  int position;  // of `token`
-};
-
 /// What a cluster computes of each layer: KV heads with their queries, and a part of the inside of the MLP.
 struct ClusterShare {
   int kv_begin, kv_end, hidden_begin, hidden_end;
@@ -55,18 +51,22 @@ struct RankRows {
   __host__ __device__ int count() const { return end - begin; }
 };
 
+inline constexpr int kMostWidth = 2048;                               // of the residual stream
+inline constexpr int kMostRankGroups = kMostWidth / kGroup / kRanks;  // of it
+
 __host__ __device__ inline int most_rank_rows(int n_embd) { return (n_embd / kGroup + kRanks - 1) / kRanks * kGroup; }
 
 /// What clusters exchange within a step. A word of 16 bytes carries four sums and a flag (exchange.cuh).
 struct Exchange {
-  uint4* attention;  // [kMostClusters, C / 4]: parts of what attention adds to the residual stream
-  uint4* mlp;        // [2, kMostClusters, C / 4]: the same of the MLP, for even layers and odd ones
-  Word* best;        // [blocks, 2]: each block's largest logit and its token
+  uint4* attention;  // [kMostRows, kMostClusters, C / 4]: parts of what attention adds to the residual stream
+  uint4* mlp;        // [2, kMostRows, kMostClusters, C / 4]: the same of the MLP, for even layers and odd ones
+  Word* best;        // [kMostRows, blocks, 2]: each block's largest logit and its token
 };
 
 /// Where things lie in a block's dynamic shared memory, in bytes; decode_layout.h.
 struct BlockLayout {
-  int x, mlp_x, qkv, parts, attended, hidden, ring, ring_bytes;
+  int rotary, sums, x, mlp_x, qkv, parts, attended, hidden;  // of all rows
+  int ring, ring_bytes;
 };
 
 /// How the copy engine reads the matrices of which a cluster takes some columns.
@@ -93,18 +93,18 @@ struct DecodeParams {
   int backout_layer;  // -1: none
   const LayerParams* layers;
   const __nv_bfloat16 *wte, *lm_head;
-  const float *smear_gate, *cos, *sin;  // tables [positions, 64]
-  const TensorMaps* maps;               // [n_layer], in bfloat16
-  PackedStream packed;                  // in the place of matrices, in 8 and 4 bits
-  __nv_bfloat16 *cache_k, *cache_v;     // [L, rows, H_kv, capacity, 128]; this launch uses one row
-  long long cache_layer, cache_head;    // strides in elements
+  const float *smear_gate, *cos, *sin;           // tables [positions, 64]
+  const TensorMaps* maps;                        // [n_layer], in bfloat16
+  PackedStream packed;                           // in the place of matrices, in 8 and 4 bits
+  __nv_bfloat16 *cache_k, *cache_v;              // [L, rows, H_kv, capacity, 128]; from this launch's first row on
+  long long cache_layer, cache_row, cache_head;  // strides in elements
   Exchange exchange;
   unsigned first_flag;  // of this launch; a step uses n_layer + 1 of them
-  DecodeState* state;
-  const int* forced;  // [steps]: what to feed in the place of what was drawn; null: the most likely token
-  int* drawn;         // [steps]: the most likely token after each step
-  float* logits;      // [vocab], of the last step
-  int steps;
+  DecodeState* state;   // [rows]
+  const int* forced;    // [steps, rows]: what to feed in the place of what was drawn; null: the most likely tokens
+  int* drawn;           // [steps, rows]: the most likely token after each step
+  float* logits;        // [rows, vocab], of the last step
+  int steps, rows;
   int clusters, attention_clusters;  // the first so many have KV heads
   ClusterShare shares[kMostClusters];
   BlockLayout layout;

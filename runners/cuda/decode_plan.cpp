@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "entries.h"
-#include "nanochat_x/error.h"
 
 namespace nanochat_x::cuda {
 namespace {
@@ -54,7 +53,7 @@ std::vector<ClusterShare> deal_out(const DecoderModel& model, int clusters) {
 }
 
 BlockLayout block_layout(const DecoderModel& model, const std::vector<ClusterShare>& shares, WeightFormat format,
-                         int fixed_bytes, int shared_bytes) {
+                         int rows, int fixed_bytes, int shared_bytes) {
   const int width = static_cast<int>(model.n_embd), group = static_cast<int>(model.n_head / model.n_kv_head);
   int most_hidden = 0, most_heads = 0;
   for (const ClusterShare& share : shares) {
@@ -69,18 +68,20 @@ BlockLayout block_layout(const DecoderModel& model, const std::vector<ClusterSha
   };
   BlockLayout layout{};
   take(fixed_bytes);
-  layout.x = take(vector_bytes(width));
-  layout.mlp_x = take(vector_bytes(width));
-  layout.qkv = take(4 * (group + 2) * kHeadDim);
-  layout.parts = take(4 * group * kRanks * (kHeadDim + 1));
-  layout.attended = take(vector_bytes(most_heads * kHeadDim));
-  layout.hidden = take(vector_bytes(most_hidden));
+  layout.rotary = take(rows * kRotaryBytes);
+  layout.sums = take(sums_bytes(rows));
+  layout.x = take(rows * vector_bytes(width));
+  layout.mlp_x = take(rows * vector_bytes(width));
+  layout.qkv = take(rows * 4 * (group + 2) * kHeadDim);
+  layout.parts = take(rows * 4 * group * kRanks * (kHeadDim + 1));
+  layout.attended = take(rows * vector_bytes(most_heads * kHeadDim));
+  layout.hidden = take(rows * vector_bytes(most_hidden));
   layout.ring = take(0, kEntryAlignment);
   layout.ring_bytes = (shared_bytes - layout.ring) / kEntryAlignment * kEntryAlignment;
   const int least = format == WeightFormat::kBfloat16 ? least_ring<WeightFormat::kBfloat16>(model, shares)
                     : format == WeightFormat::kInt8   ? least_ring<WeightFormat::kInt8>(model, shares)
                                                       : least_ring<WeightFormat::kInt4>(model, shares);
-  if (layout.ring_bytes < least) throw Error("CUDA: this card's shared memory is too small for the model");
+  if (layout.ring_bytes < least) layout.ring_bytes = 0;
   return layout;
 }
 

@@ -25,9 +25,9 @@ WeightFormat format_of(const DecoderModel& model) {
   return model.bits == 8 ? WeightFormat::kInt8 : model.bits == 4 ? WeightFormat::kInt4 : WeightFormat::kBfloat16;
 }
 
-DecodeKernel kernel_for(WeightFormat format, int groups) {
-  if (format == WeightFormat::kInt8) return int8_kernel(groups);
-  return format == WeightFormat::kInt4 ? int4_kernel(groups) : bfloat16_kernel(groups);
+DecodeKernel kernel_for(WeightFormat format, int groups, bool several) {
+  if (format == WeightFormat::kInt8) return int8_kernel(groups, several);
+  return format == WeightFormat::kInt4 ? int4_kernel(groups, several) : bfloat16_kernel(groups, several);
 }
 
 const __nv_bfloat16* bf16(const void* pointer) { return static_cast<const __nv_bfloat16*>(pointer); }
@@ -62,25 +62,32 @@ struct Decoder::Parts {
     for (const DecoderLayer& layer : model.layers) table.push_back(layer_params(layer));
     layers = DeviceArray<LayerParams>(std::span<const LayerParams>(table));
     const WeightFormat format = format_of(model);
-    kernel = kernel_for(format, warp_groups(static_cast<int>(model.n_embd)));
     shared_bytes = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               shared_bytes),
-          "asking for shared memory");
+    for (const bool several : {false, true}) {
+      kernels[several] = kernel_for(format, warp_groups(static_cast<int>(model.n_embd)), several);
+      check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernels[several]),
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
+            "asking for shared memory");
+    }
     shares = deal_out(model, clusters());
-    layout = block_layout(model, shares, format, sizeof(BlockMemory), shared_bytes);
+    for (int rows = 1; rows <= kMostRows; ++rows) {
+      const BlockLayout layout = block_layout(model, shares, format, rows, sizeof(BlockMemory), shared_bytes);
+      if (layout.ring_bytes == 0) break;
+      layouts.push_back(layout);
+    }
+    if (layouts.empty()) throw Error("CUDA: this card's shared memory is too small for the model");
     if (format == WeightFormat::kBfloat16) {
       maps = tensor_maps(model);
     } else {
       packed = PackedWeights(model, shares);
     }
     const auto words = static_cast<std::size_t>(model.n_embd / 4) * kMostClusters;
-    sums = DeviceArray<uint4>(3 * words);
-    best = DeviceArray<Word>(shares.size() * kRanks * 2);
-    exchange = {sums.data(), sums.data() + words, best.data()};
-    state = DeviceArray<DecodeState>(1);
-    drawn = DeviceArray<int>(static_cast<std::size_t>(kMostSteps));
-    logits = DeviceArray<float>(static_cast<std::size_t>(model.vocab));
+    sums = DeviceArray<uint4>(3 * kMostRows * words);
+    best = DeviceArray<Word>(kMostRows * shares.size() * kRanks * 2);
+    exchange = {sums.data(), sums.data() + kMostRows * words, best.data()};
+    state = DeviceArray<DecodeState>(kMostRows);
+    drawn = DeviceArray<int>(static_cast<std::size_t>(kMostRows * kMostSteps));
+    logits = DeviceArray<float>(static_cast<std::size_t>(kMostRows * model.vocab));
   }
 
   // Of a grid of clusters one block of which fills a multiprocessor.
@@ -104,13 +111,13 @@ struct Decoder::Parts {
     cudaLaunchAttribute attributes[2];
     const cudaLaunchConfig_t one = config(attributes, 1);
     int fit = 0;
-    check(cudaOccupancyMaxActiveClusters(&fit, reinterpret_cast<const void*>(kernel), &one), "asking for clusters");
+    check(cudaOccupancyMaxActiveClusters(&fit, reinterpret_cast<const void*>(kernels[0]), &one), "asking for clusters");
     const auto most = std::min<std::int64_t>({fit, kMostClusters, model.mlp_width / kHiddenUnit});
     if (most < 1) throw Error("CUDA: this card has no room for a cluster of 8 blocks");
     return static_cast<int>(most);
   }
 
-  DecodeParams params(std::int64_t steps, const int* forced, const DecoderCache& cache) {
+  DecodeParams params(std::int64_t steps, std::int64_t rows, const int* forced, const DecoderCache& cache) {
     DecodeParams p{};
     p.n_layer = static_cast<int>(model.layers.size());
     p.n_embd = static_cast<int>(model.n_embd);
@@ -137,7 +144,8 @@ struct Decoder::Parts {
     p.cache_k = static_cast<__nv_bfloat16*>(cache.keys);
     p.cache_v = static_cast<__nv_bfloat16*>(cache.values);
     p.cache_head = cache.capacity * kHeadDim;
-    p.cache_layer = p.cache_head * model.n_kv_head * cache.rows;
+    p.cache_row = p.cache_head * model.n_kv_head;
+    p.cache_layer = p.cache_row * cache.rows;
     p.exchange = exchange;
     p.first_flag = flag;
     flag += static_cast<unsigned>(steps) * static_cast<unsigned>(p.n_layer + 1);  // may wrap: only equality counts
@@ -146,12 +154,13 @@ struct Decoder::Parts {
     p.drawn = drawn.data();
     p.logits = logits.data();
     p.steps = static_cast<int>(steps);
+    p.rows = static_cast<int>(rows);
     p.maps = maps.data();
     p.packed = packed.stream();
     p.clusters = static_cast<int>(shares.size());
     p.attention_clusters = std::min(p.clusters, p.n_kv_head);
     std::ranges::copy(shares, p.shares);
-    p.layout = layout;
+    p.layout = layouts[static_cast<std::size_t>(rows - 1)];
     p.in_flight = model.bits == 16 ? kInFlight : kPackedInFlight;
     return p;
   }
@@ -159,7 +168,7 @@ struct Decoder::Parts {
   DecoderModel model;
   DeviceArray<LayerParams> layers;
   std::vector<ClusterShare> shares;
-  BlockLayout layout{};
+  std::vector<BlockLayout> layouts;  // of one row, of two, ...
   DeviceArray<TensorMaps> maps;
   PackedWeights packed;
   DeviceArray<uint4> sums;
@@ -168,7 +177,7 @@ struct Decoder::Parts {
   DeviceArray<int> drawn;
   DeviceArray<float> logits;
   Exchange exchange{};
-  DecodeKernel kernel = nullptr;
+  DecodeKernel kernels[2]{};  // of one row, of several
   int shared_bytes = 0;
   unsigned flag = 1;  // words begin as zeros
 };
@@ -181,22 +190,23 @@ Decoder::~Decoder() = default;
 Decoder::Decoder(Decoder&&) noexcept = default;
 Decoder& Decoder::operator=(Decoder&&) noexcept = default;
 
-void Decoder::set_state(int token, int previous, int position, void* stream) {
-  const DecodeState state{token, previous, position};
-  check(cudaMemcpyAsync(parts_->state.data(), &state, sizeof(state), cudaMemcpyHostToDevice,
+void Decoder::set_states(std::span<const DecodeState> rows, void* stream) {
+  check(cudaMemcpyAsync(parts_->state.data(), rows.data(), rows.size_bytes(), cudaMemcpyHostToDevice,
                         static_cast<cudaStream_t>(stream)),
-        "setting the state");
+        "setting the states");
 }
 
-void Decoder::run(std::int64_t steps, const int* forced, const DecoderCache& cache, void* stream) {
+void Decoder::run(std::int64_t steps, std::int64_t rows, const int* forced, const DecoderCache& cache, void* stream) {
   if (steps < 1 || steps > kMostSteps) throw Error("CUDA: a run has 1 to 256 steps, not " + std::to_string(steps));
-  DecodeParams params = parts_->params(steps, forced, cache);
+  if (rows < 1 || rows > most_rows()) throw Error("CUDA: a run cannot have " + std::to_string(rows) + " rows");
+  DecodeParams params = parts_->params(steps, rows, forced, cache);
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = parts_->config(attributes, parts_->shares.size());
   config.stream = static_cast<cudaStream_t>(stream);
-  check(cudaLaunchKernelEx(&config, parts_->kernel, params), "starting the decode kernel");
+  check(cudaLaunchKernelEx(&config, parts_->kernels[rows > 1], params), "starting the decode kernel");
 }
 
+std::int64_t Decoder::most_rows() const { return std::ssize(parts_->layouts); }
 const float* Decoder::logits() const { return parts_->logits.data(); }
 const int* Decoder::drawn() const { return parts_->drawn.data(); }
 

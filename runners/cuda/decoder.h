@@ -57,7 +57,12 @@ const char* why_not(const DecoderModel& model);
 /// Throws Error if the model or this card is not one for the kernels.
 void check_can_decode(const DecoderModel& model);
 
-/// Decodes one sequence, a persistent kernel for any number of steps.
+/// What a sequence (a row) has reached: `token` at `position` is fed next, behind `previous`.
+struct DecodeState {
+  int token, previous, position;
+};
+
+/// Decodes up to four sequences, a persistent kernel for any number of steps.
 class Decoder {
  public:
   /// On the current device. What `quantized` points to is packed anew and need not outlive this. Throws Error for a
@@ -67,14 +72,17 @@ class Decoder {
   Decoder(Decoder&&) noexcept;
   Decoder& operator=(Decoder&&) noexcept;
 
-  /// What is fed next: `token` at `position`, behind `previous`. Ordered on `stream` (a cudaStream_t).
-  void set_state(int token, int previous, int position, void* stream);
-  /// `steps` steps: keys and values are appended to `cache`. With `forced` (device memory, `steps` ids) these are fed,
-  /// else the state's token and then the most likely ones. Does not wait for the card. position + steps <= capacity.
-  void run(std::int64_t steps, const int* forced, const DecoderCache& cache, void* stream);
+  /// What is fed next in each row, 1 to `most_rows()` of them. Ordered on `stream` (a cudaStream_t).
+  void set_states(std::span<const DecodeState> rows, void* stream);
+  /// `steps` steps of the first `rows` rows: keys and values are appended to `cache`, whose first row is theirs. With
+  /// `forced` (device memory, ids [steps, rows]) these are fed, else the states' tokens and then the most likely ones.
+  /// Does not wait for the card. position + steps <= capacity in every row.
+  void run(std::int64_t steps, std::int64_t rows, const int* forced, const DecoderCache& cache, void* stream);
 
-  const float* logits() const;  ///< device memory [vocab], of the last step
-  const int* drawn() const;     ///< device memory: the most likely token after each step of the last run
+  /// How many rows a run can have: 4, or fewer of a model for which the card's shared memory is too small.
+  std::int64_t most_rows() const;
+  const float* logits() const;  ///< device memory [rows, vocab], of the last step
+  const int* drawn() const;     ///< device memory [steps, rows]: the most likely token after each step of the last run
   static constexpr std::int64_t kMostSteps = 256;  ///< of one run
 
  private:

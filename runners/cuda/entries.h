@@ -52,6 +52,19 @@ struct Entries<WeightFormat::kInt4> : PackedEntries<4> {};
 
 inline constexpr int kGroupBytes = 64;  // of a vector that is multiplied (vector.cuh)
 
+inline constexpr int kProductWarps = 14;  // that multiply rows of n_embd columns
+inline constexpr int kSumSlots = (kProductWarps + 3) / 4 * 4;
+
+/// What warps add to a row. Padded: neighbouring rows lie in different banks.
+using RowSums = float[kSumSlots + 4];
+
+/// Of two passes and so many vectors (sums.cuh).
+__host__ __device__ inline int sums_bytes(int vectors) {
+  return 2 * vectors * kPassRows * static_cast<int>(sizeof(RowSums));
+}
+
+inline constexpr int kRotaryBytes = 32 * 16;  // of one position: a lane's angles
+
 /// What products must know of a group of a vector.
 struct GroupInfo {
   float step;

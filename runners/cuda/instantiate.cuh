@@ -9,16 +9,17 @@
 
 namespace nanochat_x::cuda {
 
-template <WeightFormat FORMAT, int... GROUPS>
+template <WeightFormat FORMAT, int ROWS, int... GROUPS>
 DecodeKernel kernel_among(int groups, std::integer_sequence<int, GROUPS...>) {
   DecodeKernel found = nullptr;
-  ((groups == GROUPS + 1 ? void(found = decode_kernel<FORMAT, GROUPS + 1>) : void()), ...);
+  ((groups == GROUPS + 1 ? void(found = decode_kernel<FORMAT, GROUPS + 1, ROWS>) : void()), ...);
   return found;
 }
 
 template <WeightFormat FORMAT>
-DecodeKernel kernel_of(int groups) {
-  return kernel_among<FORMAT>(groups, std::make_integer_sequence<int, warp_groups(kMostWidth)>());
+DecodeKernel kernel_of(int groups, bool several) {
+  constexpr auto kGroups = std::make_integer_sequence<int, warp_groups(kMostWidth)>();
+  return several ? kernel_among<FORMAT, kMostRows>(groups, kGroups) : kernel_among<FORMAT, 1>(groups, kGroups);
 }
 
 }  // namespace nanochat_x::cuda

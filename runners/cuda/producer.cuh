@@ -137,10 +137,13 @@ struct PackedProducer {
   }
 };
 
-template <WeightFormat FORMAT>
+template <WeightFormat FORMAT, int ROWS>
 __device__ void produce(const DecodeParams& p, const LayerParams* layers, RingWriter& ring) {
   const ClusterShare& share = p.shares[blockIdx.x / kRanks];
-  const int rank = cluster_rank(), position = p.state->position;
+  const int rank = cluster_rank();
+  int positions[ROWS];
+#pragma unroll
+  for (int row = 0; row < ROWS; ++row) positions[row] = row < p.rows ? p.state[row].position : 0;
   auto matrices = [&] {
     if constexpr (FORMAT == WeightFormat::kBfloat16) {
       return RowProducer{p, layers, ring, share, rank};
@@ -150,9 +153,13 @@ __device__ void produce(const DecodeParams& p, const LayerParams* layers, RingWr
   }();
   for (int step = 0; step < p.steps; ++step) {
     for (int layer = 0; layer < p.n_layer; ++layer) {
-      const Split split(position + step, layers[layer].window, rank);
-      for (int kv_head = share.kv_begin; kv_head < share.kv_end; ++kv_head) {
-        prefetch_split(p, layer * p.cache_layer + kv_head * p.cache_head, split);
+#pragma unroll
+      for (int row = 0; row < ROWS; ++row) {
+        if (row >= p.rows) break;
+        const Split split(positions[row] + step, layers[layer].window, rank);
+        for (int kv_head = share.kv_begin; kv_head < share.kv_end; ++kv_head) {
+          prefetch_split(p, layer * p.cache_layer + row * p.cache_row + kv_head * p.cache_head, split);
+        }
       }
       matrices.layer(layer);
     }

@@ -5,7 +5,8 @@
 // A tile of weights, 16 rows by a group of 32 columns, is the left operand as it lies in memory; the right one has the
 // high bytes of x in one of its columns and the low bytes in the next. Four tiles (a quad) take two columns each and
 // add to one result: lane l then has the sums of tile l % 4, exact, and scales are applied once for the four. Of 4 bits
-// the upper ones of a byte are multiplied where they are, as 16 times what they stand for.
+// the upper ones of a byte are multiplied where they are, as 16 times what they stand for. With a batch of up to four
+// vectors these take the columns, two each, and a tile's sums with vector l % 4 are in lane l.
 
 #include <cstdint>
 
@@ -32,32 +33,34 @@ __device__ void multiply(int4& sum, const uint4& weights, const uint2& x) {
   }
 }
 
-inline constexpr int kQuad = 4;  // tiles that are multiplied into one result
+template <int BATCH>
+inline constexpr int kQuad = 4 / BATCH;  // tiles that are multiplied into one result
 
 // Four groups of x as the tensor cores take them: `first`, and three more with a stride. If not all of them are there,
 // those from `groups` on are zeros.
-template <bool WHOLE>
+template <int BATCH, bool WHOLE>
 struct QuadOperand {
-  uint2 x{};       // the lane's column: of group lane / 8
-  float step = 0;  // of group lane % 4
+  uint2 x{};       // the lane's column: of group or vector lane / 8
+  float step = 0;  // of group or vector lane % 4
   int sum = 0;
 
   QuadOperand() = default;
   __device__ QuadOperand(const Vector& from, int first, int stride, int groups) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int own = first + lane / 8 * stride, told = first + lane % 4 * stride;
+    const int own = first + lane / 8 / BATCH * stride, told = first + lane % 4 / BATCH * stride;
     const bool has_own = WHOLE || own < groups, is_told = WHOLE || told < groups;
-    const unsigned char* bytes = from.group(has_own ? own : 0) + (lane & 4 ? kGroup : 0) + 4 * (lane % 4);
+    const Vector own_vector = from.row(lane / 8 % BATCH), told_vector = from.row(lane % BATCH);
+    const unsigned char* bytes = own_vector.group(has_own ? own : 0) + (lane & 4 ? kGroup : 0) + 4 * (lane % 4);
     const std::uint32_t a = *reinterpret_cast<const std::uint32_t*>(bytes),
                         b = *reinterpret_cast<const std::uint32_t*>(bytes + kGroup / 2);
     x = make_uint2(has_own ? a : 0, has_own ? b : 0);
-    const uint2 info = *reinterpret_cast<const uint2*>(&from.info(is_told ? told : 0));
+    const uint2 info = *reinterpret_cast<const uint2*>(&told_vector.info(is_told ? told : 0));
     step = is_told ? __uint_as_float(info.x) : 0;
     sum = static_cast<int>(info.y);
   }
-  // The right operand for tile `which` of the four.
+  // The right operand for tile `which` of a quad.
   __device__ uint2 of(int which) const {
-    const bool own = static_cast<int>(threadIdx.x) % 32 / 8 == which;
+    const bool own = BATCH == 4 || static_cast<int>(threadIdx.x) % 32 / 8 == which;
     return make_uint2(own ? x.x : 0, own ? x.y : 0);
   }
 };
@@ -67,49 +70,56 @@ struct PackedProduct {
   using E = PackedEntries<BITS>;
 
   // As that of bfloat16.
-  template <int GROUPS, typename Meanwhile, typename Finish>
-  static __device__ void wide(RingReader& ring, Sums& sums, unsigned& turn, const Vector& x, int n_embd, int rows,
+  template <int GROUPS, int BATCH, typename Meanwhile, typename Finish>
+  static __device__ void wide(RingReader& ring, const Sums& sums, unsigned& turn, const Vector& x, int n_embd, int rows,
                               Meanwhile meanwhile, Finish finish) {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const int groups = n_embd / kGroup, size = E::wide_bytes(n_embd);
-    constexpr int kQuads = (GROUPS + kQuad - 1) / kQuad, kStride = kQuad * kProductWarps;
-    QuadOperand<false> operands[kQuads]{};  // or its registers would be taken all the time
+    constexpr int kTiles = kQuad<BATCH>, kQuads = (GROUPS + kTiles - 1) / kTiles, kStride = kTiles * kProductWarps;
+    QuadOperand<BATCH, false> operands[kQuads]{};  // or its registers would be taken all the time
 #pragma unroll
     for (int i = 0; i < kQuads; ++i) {
-      if (warp < kProductWarps) operands[i] = QuadOperand<false>(x, warp + i * kStride, kProductWarps, groups);
+      if (warp < kProductWarps) operands[i] = QuadOperand<BATCH, false>(x, warp + i * kStride, kProductWarps, groups);
     }
     for (int first = 0; first < rows; first += kPassRows) {
       const int count = min(kPassRows, rows - first);
-      auto& mine = sums.parts[turn & 1U];
-      ++turn;
+      RowSums* mine = sums.of(turn++);
       if (warp >= kProductWarps) {
         if (first == 0) meanwhile();
         for (int row = 0; row < count; row += E::kWideRows) ring.pass(size);
       }
       for (int row = 0; row < count && warp < kProductWarps; row += E::kWideRows) {
         const unsigned char* entry = ring.take(size);
-        Quad quads[kQuads]{};
+        Quad<BATCH> quads[kQuads]{};
         float2 sum = make_float2(0, 0);
 #pragma unroll
         for (int i = 0; i < kQuads; ++i) {
-          quads[i].template load<false>(entry, groups, warp + i * kStride, kProductWarps, GROUPS - i * kQuad);
+          quads[i].template load<false>(entry, groups, warp + i * kStride, kProductWarps, GROUPS - i * kTiles);
         }
 #pragma unroll
-        for (int i = 0; i < kQuads; ++i) quads[i].add(sum, operands[i], GROUPS - i * kQuad);
-        // Of two lanes each gives the other's row away.
-        const bool odd = lane & 1;
-        float total = (odd ? sum.y : sum.x) + __shfl_xor_sync(~0U, odd ? sum.x : sum.y, 1);
-        total += __shfl_xor_sync(~0U, total, 2);
-        if (lane % 4 < 2) mine[row + lane / 4 * 2 + lane % 4][warp] = odd ? kUpperFactor * total : total;
+        for (int i = 0; i < kQuads; ++i) quads[i].add(sum, operands[i], GROUPS - i * kTiles);
+        if constexpr (BATCH == 1) {
+          // Of two lanes each gives the other's row away.
+          const bool odd = lane & 1;
+          float total = (odd ? sum.y : sum.x) + __shfl_xor_sync(~0U, odd ? sum.x : sum.y, 1);
+          total += __shfl_xor_sync(~0U, total, 2);
+          if (lane % 4 < 2) mine[row + lane / 4 * 2 + lane % 4][warp] = odd ? kUpperFactor * total : total;
+        } else if (lane % 4 < sums.batch) {
+          RowSums* to = mine + lane % 4 * kPassRows + row + lane / 4 * 2;
+          to[0][warp] = sum.x;
+          to[1][warp] = kUpperFactor * sum.y;
+        }
       }
       consumers_sync();
       // Once for all: an arrival takes some 20 clocks, in which no other is counted.
       if (warp == kConsumerWarps - 1) ring.release_all((count + E::kWideRows - 1) / E::kWideRows);
-      if (threadIdx.x < kPassRows) finish(first + static_cast<int>(threadIdx.x), total_of(mine[threadIdx.x]));
+      finish_pass<BATCH>(sums, mine, first, finish);
     }
   }
 
-  static __device__ void narrow(RingReader& ring, const Vector& x, int width, int rows, uint4* words, unsigned flag) {
+  template <int BATCH>
+  static __device__ void narrow(RingReader& ring, const Vector& x, int width, int rows, int batch, uint4* words,
+                                int stride, unsigned flag) {
     constexpr int kTiles = kNarrowRows / E::kTileRows;
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const int groups = width / kGroup, size = E::narrow_bytes(width);
@@ -121,16 +131,17 @@ struct PackedProduct {
       }
       const unsigned char* entry = ring.take(size);
       float2 sum = make_float2(0, 0);
-#pragma unroll 2
-      for (int i = 0; i < groups; i += kQuad) {
-        Quad weights{};
-        weights.template load<true>(entry, kTiles * groups, tile * groups + i, 1, kQuad);
-        weights.add(sum, QuadOperand<true>(x, i, 1, groups), kQuad);
+#pragma unroll(BATCH == 1 ? 2 : 4)
+      for (int i = 0; i < groups; i += kQuad<BATCH>) {
+        Quad<BATCH> weights{};
+        weights.template load<true>(entry, kTiles * groups, tile * groups + i, 1, kQuad<BATCH>);
+        weights.add(sum, QuadOperand<BATCH, true>(x, i, 1, groups), kQuad<BATCH>);
       }
-      sum = make_float2(lanes_sum<kQuad>(sum.x), kUpperFactor * lanes_sum<kQuad>(sum.y));
+      sum = make_float2(lanes_sum<kQuad<BATCH>>(sum.x), kUpperFactor * lanes_sum<kQuad<BATCH>>(sum.y));
       const float third = __shfl_down_sync(~0U, sum.x, 4), fourth = __shfl_down_sync(~0U, sum.y, 4);
-      if (lane % 8 == 0) {
-        store_sums(words + (row + E::kTileRows * tile) / 4 + lane / 8, make_float4(sum.x, sum.y, third, fourth), flag);
+      if (lane % 8 < (BATCH == 1 ? 1 : batch)) {
+        store_sums(words + (BATCH == 1 ? 0 : lane % 8 * stride) + (row + E::kTileRows * tile) / 4 + lane / 8,
+                   make_float4(sum.x, sum.y, third, fourth), flag);
       }
       ring.release(kTiles, 1);
     }
@@ -140,11 +151,12 @@ struct PackedProduct {
   // By what sums of rows 2 g + 1 are too large.
   static constexpr float kUpperFactor = BITS == 4 ? 0.0625F : 1.0F;
 
-  // What a lane has of four tiles.
+  // What a lane has of four tiles, or with a batch of one.
+  template <int BATCH>
   struct Quad {
-    uint4 weights[kQuad];  // of 4 bits: two registers of eight
-    std::uint32_t scales;  // of tile lane % 4, rows 2 g and 2 g + 1 (g = lane / 4), bfloat16
-    unsigned zeros;        // likewise, a byte each
+    uint4 weights[kQuad<BATCH>];  // of 4 bits: two registers of eight
+    std::uint32_t scales;         // of tile lane % 4, rows 2 g and 2 g + 1 (g = lane / 4), bfloat16
+    unsigned zeros;               // likewise, a byte each
 
     // Tiles `first` and three more with a stride, of an entry of `tiles`: the first `most`, a constant, of them, and
     // if not all of these are there those below `tiles`.
@@ -152,7 +164,7 @@ struct PackedProduct {
     __device__ void load(const unsigned char* entry, int tiles, int first, int stride, int most) {
       const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
-      for (int i = 0; i < kQuad; ++i) {
+      for (int i = 0; i < kQuad<BATCH>; ++i) {
         weights[i] = make_uint4(0, 0, 0, 0);
         if (i >= most || (!WHOLE && first + i * stride >= tiles)) continue;
         const unsigned char* from = entry + (first + i * stride) * E::kTileBytes + lane * E::kLaneBytes;
@@ -163,7 +175,7 @@ struct PackedProduct {
           weights[i] = make_uint4(two.x, two.y, 0, 0);
         }
       }
-      const int own = first + lane % 4 * stride, told = WHOLE || own < tiles ? own : 0;
+      const int own = first + lane % 4 / BATCH * stride, told = WHOLE || own < tiles ? own : 0;
       const unsigned char* scales_from = entry + tiles * E::kTileBytes;
       scales = *reinterpret_cast<const std::uint32_t*>(scales_from + told * E::kScaleBytes + 4 * (lane / 4));
       if constexpr (BITS == 4) {
@@ -172,12 +184,12 @@ struct PackedProduct {
       }
     }
 
-    // The lane's tile; sums of rows 2 g + 1 are to be multiplied by kUpperFactor.
+    // The lane's tile, or vector; sums of rows 2 g + 1 are to be multiplied by kUpperFactor.
     template <bool WHOLE>
-    __device__ void add(float2& sum, const QuadOperand<WHOLE>& operand, int most) const {
+    __device__ void add(float2& sum, const QuadOperand<BATCH, WHOLE>& operand, int most) const {
       int4 both = make_int4(0, 0, 0, 0);
 #pragma unroll
-      for (int i = 0; i < kQuad; ++i) {
+      for (int i = 0; i < kQuad<BATCH>; ++i) {
         if (i >= most) continue;
         uint4 left = weights[i];
         if constexpr (BITS == 4) {

@@ -8,11 +8,12 @@
 
 #include "barrier.cuh"
 #include "decode_params.h"
+#include "entries.h"
 
 namespace nanochat_x::cuda {
 
 inline constexpr int kConsumerWarps = 15;  // with the producer's they are 16, and a thread can have 128 registers
-inline constexpr int kProductWarps = kConsumerWarps - 1;  // of n_embd columns: the last one takes the norm meanwhile
+static_assert(kProductWarps == kConsumerWarps - 1, "the last one takes the norm while the others multiply");
 inline constexpr int kConsumers = 32 * kConsumerWarps;
 inline constexpr int kThreads = kConsumers + 32;
 inline constexpr int kEntries = 64;  // of the ring, at most

@@ -7,14 +7,13 @@
 
 namespace nanochat_x::cuda {
 
-inline constexpr int kSumSlots = (kProductWarps + 3) / 4 * 4;
-
-// Of a row, the sums of each warp's part of the columns; behind the last warp's are zeros. Padded: neighbouring rows
-// lie in different banks.
-using RowSums = float[kSumSlots + 4];
-
+// In shared memory from an offset on, RowSums [2, batch, kPassRows]: two passes in turns, of so many vectors. Behind
+// the last warp's slot of each row are zeros.
 struct Sums {
-  alignas(16) RowSums parts[2][kPassRows];  // used in turns
+  int offset, batch;
+
+  __device__ RowSums* all() const { return reinterpret_cast<RowSums*>(shared_memory + offset); }
+  __device__ RowSums* of(unsigned turn) const { return all() + (turn & 1U) * static_cast<unsigned>(batch * kPassRows); }
 };
 
 __device__ inline void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory"); }

@@ -23,6 +23,8 @@ static_assert(sizeof(GroupInfo) == 16, "it is sent as one");
 struct Vector {
   int offset, columns;
 
+  // That of another row: vectors of rows lie one behind the other.
+  __device__ Vector row(int which) const { return {offset + which * vector_bytes(columns), columns}; }
   __device__ unsigned char* group(int which) const { return shared_memory + offset + which * kGroupBytes; }
   __device__ GroupInfo& info(int which) const {
     return reinterpret_cast<GroupInfo*>(shared_memory + offset + columns / kGroup * kGroupBytes)[which];

@@ -19,58 +19,77 @@ namespace {
 struct Sequence {
   DeviceArray<std::uint16_t> keys, values;
   DecoderCache cache{};
-  Sequence(const DecoderModel& m, std::int64_t capacity)
-      : keys(m.layers.size() * static_cast<std::size_t>(m.n_kv_head * capacity * 128)), values(keys.size()) {
-    cache = {keys.data(), values.data(), 1, capacity};
+  Sequence(const DecoderModel& m, std::int64_t capacity, std::int64_t rows)
+      : keys(m.layers.size() * static_cast<std::size_t>(rows * m.n_kv_head * capacity * 128)), values(keys.size()) {
+    cache = {keys.data(), values.data(), rows, capacity};
   }
 };
 
-std::vector<float> logits_of(const Decoder& decoder, std::int64_t vocab) {
+std::vector<float> logits_of(const Decoder& decoder, std::int64_t row, std::int64_t vocab) {
   std::vector<float> logits(static_cast<std::size_t>(vocab));
-  check(cudaMemcpy(logits.data(), decoder.logits(), logits.size() * 4, cudaMemcpyDeviceToHost), "reading logits");
+  check(cudaMemcpy(logits.data(), decoder.logits() + row * vocab, logits.size() * 4, cudaMemcpyDeviceToHost),
+        "reading logits");
   return logits;
 }
 
-// Feeds random tokens in runs of several lengths; the largest relative error of the logits after each run.
-// `spoil`: the reference lacks smear, and must not agree.
-double check_model(const RandomShape& shape, const std::vector<int>& runs, std::uint64_t seed, bool spoil) {
+// A row of the kernel and what it is held to.
+struct Row {
+  Reference reference;
+  int previous = 0, position = 0;
+};
+
+// Feeds random tokens in runs of several lengths, to each row others; the largest relative error of the logits after
+// each run. The i-th run has rows from the 0th to the (i % rows)-th, counted from the last: rows are at positions of
+// their own. `spoil`: the reference lacks smear, and must not agree.
+double check_model(const RandomShape& shape, const std::vector<int>& runs, std::uint64_t seed, bool spoil,
+                   std::int64_t rows = 1) {
   RandomModel model = random_model(shape, seed);
   if (spoil) model.host.smear_lambda = 0;
   Decoder decoder(model.card);
-  Sequence sequence(model.card, shape.positions);
-  Reference reference(model.host);
+  Sequence sequence(model.card, shape.positions, rows);
+  std::vector<Row> all;
+  for (std::int64_t i = 0; i < rows; ++i) all.push_back({Reference(model.host)});
   std::mt19937 random(static_cast<unsigned>(seed));
-  int previous = 0, position = 0;
   double worst = 0;
-  for (const int run : runs) {
-    std::vector<int> ids(static_cast<std::size_t>(run));
+  for (std::size_t turn = 0; turn < runs.size(); ++turn) {
+    const int run = runs[turn];
+    const std::int64_t here = rows - static_cast<std::int64_t>(turn) % rows;
+    std::vector<int> ids(static_cast<std::size_t>(run * here));
     for (int& id : ids) id = static_cast<int>(random() % static_cast<unsigned>(shape.vocab));
     const DeviceArray<int> forced{std::span<const int>(ids)};
-    decoder.set_state(ids[0], previous, position, nullptr);
-    decoder.run(run, forced.data(), sequence.cache, nullptr);
-    check(cudaDeviceSynchronize(), "decoding");
-    Reference::Vector wanted;
-    for (const int id : ids) {
-      wanted = reference.step(id, previous);
-      previous = id;
+    std::vector<DecodeState> states;
+    for (std::int64_t i = 0; i < here; ++i) {
+      const Row& row = all[static_cast<std::size_t>(i)];
+      states.push_back({ids[static_cast<std::size_t>(i)], row.previous, row.position});
     }
-    position += run;
-    const auto logits = logits_of(decoder, shape.vocab);
-    const double error = difference(logits, wanted);
-    if (!(error < worst)) worst = error;
-    std::vector<int> drawn(static_cast<std::size_t>(run));
+    decoder.set_states(states, nullptr);
+    decoder.run(run, here, forced.data(), sequence.cache, nullptr);
+    check(cudaDeviceSynchronize(), "decoding");
+    std::vector<int> drawn(ids.size());
     check(cudaMemcpy(drawn.data(), decoder.drawn(), drawn.size() * 4, cudaMemcpyDeviceToHost), "reading tokens");
-    const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
-    if (drawn.back() != best)
-      throw Error("token " + std::to_string(drawn.back()) + " was drawn, not " + std::to_string(best));
+    for (std::int64_t i = 0; i < here; ++i) {
+      Row& row = all[static_cast<std::size_t>(i)];
+      Reference::Vector wanted;
+      for (std::size_t at = static_cast<std::size_t>(i); at < ids.size(); at += static_cast<std::size_t>(here)) {
+        wanted = row.reference.step(ids[at], row.previous);
+        row.previous = ids[at];
+      }
+      row.position += run;
+      const auto logits = logits_of(decoder, i, shape.vocab);
+      const double error = difference(logits, wanted);
+      if (!(error < worst)) worst = error;
+      const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
+      const int got = drawn[static_cast<std::size_t>((run - 1) * here + i)];
+      if (got != best) throw Error("token " + std::to_string(got) + " was drawn, not " + std::to_string(best));
+    }
   }
   return worst;
 }
 
-void speed(const RandomShape& shape, double bandwidth) {
+void speed(const RandomShape& shape, double bandwidth, std::int64_t most_rows = 1) {
   const RandomModel model = random_model(shape, 3);
   Decoder decoder(model.card);
-  Sequence sequence(model.card, shape.positions);
+  Sequence sequence(model.card, shape.positions, most_rows);
   // any keys and values
   std::vector<std::uint16_t> noise(sequence.keys.size());
   for (std::size_t i = 0; i < noise.size(); ++i) noise[i] = to_bfloat16(std::sin(static_cast<float>(i % 10007)));
@@ -85,12 +104,21 @@ void speed(const RandomShape& shape, double bandwidth) {
   const std::string format = shape.bits == 16 ? "" : " int" + std::to_string(shape.bits);
   for (const int context : {1, 512, 1900}) {
     if (context + 64 > shape.positions) continue;
-    for (const int steps : {1, 8, 64}) {
-      decoder.set_state(17, 3, context, nullptr);
-      const auto times = times_of(20, [&] {
-        decoder.set_state(17, 3, context, nullptr);
-        decoder.run(steps, nullptr, sequence.cache, nullptr);
+    const std::vector<DecodeState> states(static_cast<std::size_t>(most_rows), {17, 3, context});
+    const auto times_for = [&](int steps, std::int64_t rows) {
+      return times_of(20, [&] {
+        decoder.set_states(states, nullptr);
+        decoder.run(steps, rows, nullptr, sequence.cache, nullptr);
       });
+    };
+    for (std::int64_t rows = 2; rows <= std::min(most_rows, decoder.most_rows()); ++rows) {
+      const auto times = times_for(64, rows);
+      const double step = times[times.size() / 2] / 64;
+      std::printf("d%ld%s context %4d, %ld rows, 64 steps a launch: %.1f tokens/s, %.1f us a step\n", shape.n_layer,
+                  format.c_str(), context, rows, static_cast<double>(rows) / step, 1e6 * step);
+    }
+    for (const int steps : {1, 8, 64}) {
+      const auto times = times_for(steps, 1);
       const double rate = steps / times[times.size() / 2];
       std::printf(
           "d%ld%s context %4d, %2d steps a launch: %.1f tokens/s (%.1f to %.1f), %.1f us a step, %.1f %% of read\n",
@@ -101,8 +129,9 @@ void speed(const RandomShape& shape, double bandwidth) {
 }
 
 // False if the kernel is wrong.
-bool check_one(const char* name, const RandomShape& shape, const std::vector<int>& runs, std::uint64_t seed) {
-  const double error = check_model(shape, runs, seed, false);
+bool check_one(const char* name, const RandomShape& shape, const std::vector<int>& runs, std::uint64_t seed,
+               std::int64_t rows = 1) {
+  const double error = check_model(shape, runs, seed, false, rows);
   std::printf("%s: relative error %.3g (allowed %.3g)\n", name, error, kAllowed);
   return error <= kAllowed;
 }
@@ -128,11 +157,25 @@ bool check_all() {
     check_format("d20", {20, 1280, 10, 10, 32768, 64, 16}, {1, 2, 3});
   }
   for (const int bits : {16, 8, 4}) {
+    const auto check_rows = [&](const char* model, RandomShape shape, const std::vector<int>& runs) {
+      shape.bits = bits;
+      const std::string name = std::string(model) + ", several rows, " + std::to_string(bits) + " bits";
+      good = check_one(name.c_str(), shape, runs, 21, 4) && good;
+    };
+    check_rows("tiny", {5, 256, 2, 2, 512, 512, 40}, {1, 1, 2, 5, 30, 1, 100, 160, 7, 1});
+    check_rows("generation classic", {3, 512, 4, 4, 1024, 512, 0, true}, {1, 3, 150, 2});
+    check_rows("grouped heads", {4, 768, 6, 2, 1000, 512, 130}, {1, 3, 150, 1, 40, 1});
+    check_rows("d20", {20, 1280, 10, 10, 32768, 64, 16}, {1, 1, 2, 2, 1});
+  }
+  for (const int bits : {16, 8, 4}) {
     RandomShape tiny{5, 256, 2, 2, 512, 512, 40};
     tiny.bits = bits;
-    const double spoilt = check_model(tiny, {1, 30}, 1, true);
-    std::printf("a reference without smear is told apart in %d bits: relative error %.3g\n", bits, spoilt);
-    good = good && spoilt > kAllowed;
+    for (const std::int64_t rows : {1, 4}) {
+      const double spoilt = check_model(tiny, {1, 30}, 1, true, rows);
+      std::printf("a reference without smear is told apart in %d bits, %ld rows: relative error %.3g\n", bits, rows,
+                  spoilt);
+      good = good && spoilt > kAllowed;
+    }
   }
   return good;
 }
@@ -151,7 +194,7 @@ int main_of(bool checks) {
   for (const int bits : {16, 8, 4}) {
     RandomShape d20{20, 1280, 10, 10, 32768, 2048, 512};
     d20.bits = bits;
-    speed(d20, bandwidth);
+    speed(d20, bandwidth, 4);
   }
   return 0;
 }

@@ -91,8 +91,9 @@ class Both {
       const auto ids = draw(static_cast<std::size_t>(length));
       const std::vector<int> narrow(ids.begin(), ids.end());
       const DeviceArray<int> forced{std::span<const int>(narrow)};
-      decoder_.set_state(narrow[0], static_cast<int>(previous_[row]), static_cast<int>(position_[row]), nullptr);
-      decoder_.run(length, forced.data(), rows_.from(static_cast<std::int64_t>(row)), nullptr);
+      const DecodeState state{narrow[0], static_cast<int>(previous_[row]), static_cast<int>(position_[row])};
+      decoder_.set_states({&state, 1}, nullptr);
+      decoder_.run(length, 1, forced.data(), rows_.from(static_cast<std::int64_t>(row)), nullptr);
       check(cudaDeviceSynchronize(), "decoding");
       std::vector<float> got(static_cast<std::size_t>(shape_.vocab));
       check(cudaMemcpy(got.data(), decoder_.logits(), got.size() * 4, cudaMemcpyDeviceToHost), "reading logits");
@@ -318,8 +319,9 @@ void prompt_speed(Loaded& loaded, double rate) {
 double one_row_rate(Loaded& loaded, std::int64_t context) {
   Decoder decoder(loaded.model.card);
   const auto times = times_of(20, [&] {
-    decoder.set_state(17, 3, static_cast<int>(context), loaded.stream.get());
-    decoder.run(8, nullptr, loaded.cache.from(0), loaded.stream.get());
+    const DecodeState state{17, 3, static_cast<int>(context)};
+    decoder.set_states({&state, 1}, loaded.stream.get());
+    decoder.run(8, 1, nullptr, loaded.cache.from(0), loaded.stream.get());
   });
   return 8 / middle(times);
 }
