@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "executorch_operators.h"
+#include "executorch_threads.h"
 #include "nanochat_x/backend.h"
 #include "nanochat_x/error.h"
 #include "nanochat_x/host_cache.h"
@@ -304,6 +305,7 @@ class ExecuTorchBackend final : public Backend {
 
   static void set_threads(int threads) {
     if (threads <= 0) return;
+    executorch_operators::set_threads(threads);
     auto* pool = ext::threadpool::get_threadpool();  // of the whole process
     if (pool == nullptr || !pool->_unsafe_reset_threadpool(static_cast<std::uint32_t>(threads))) {
       throw Error("ExecuTorch's thread pool cannot be made " + std::to_string(threads) + " threads large");

@@ -1,26 +1,21 @@
 #pragma once
 
-// What the operators need of ExecuTorch's tensors and threads.
+// What the operators need of ExecuTorch's tensors, and their threads.
 
 #include <executorch/runtime/core/exec_aten/exec_aten.h>
 #include <executorch/runtime/core/exec_aten/util/tensor_util.h>
-#include <executorch/runtime/core/function_ref.h>
 #include <executorch/runtime/kernel/kernel_runtime_context.h>
 #include <executorch/runtime/kernel/operator_registry.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "executorch_threads.h"
 #include "kernels.h"
 #include "nanochat_x/error.h"
-
-// The SDK has the library of its thread pool, but not all of its headers: what is declared here is in the library.
-namespace executorch::extension {
-bool parallel_for(const std::int64_t begin, const std::int64_t end, const std::int64_t grain_size,
-                  runtime::FunctionRef<void(std::int64_t, std::int64_t)> f);
-}  // namespace executorch::extension
 
 namespace nanochat_x::executorch_operators {
 
@@ -111,11 +106,18 @@ class FloatResult {
   float* data_;
 };
 
-/// Splits [0, count) between the threads of ExecuTorch's pool, in pieces of at least `least`; on one thread where there
-/// is less. `function` must not throw.
+/// Splits [0, count) between the threads, in pieces of at least `least`; on the caller's alone where there is less.
+/// `function` must not throw.
 template <typename Function>
 void in_parallel(std::int64_t count, std::int64_t least, const Function& function) {
-  if (count > 0) executorch::extension::parallel_for(0, count, least, function);
+  const std::int64_t pieces = std::min<std::int64_t>(threads().count(), count / std::max<std::int64_t>(1, least));
+  if (pieces <= 1) {
+    if (count > 0) function(0, count);
+    return;
+  }
+  threads().run([&](int i) {
+    if (i < pieces) function(count * i / pieces, count * (i + 1) / pieces);
+  });
 }
 
 /// The operators of executorch_rows.cpp, for the registry.
