@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,21 @@ def list_files(folder: Path) -> list[dict[str, Any]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in (MANIFEST, MANIFEST_HASH)
     ]
+
+
+def settle(folder: Path) -> None:
+    """Has large files written out, and dropped from the file cache where the system can: they are read from there next.
+
+    What is written comes into that cache page by page, what is read in large pieces. A runner that maps a file's pieces
+    has fewer of them in its own memory than it looks at (the peak of a new bundle of depth 12 was 1.2 times its
+    weights and cache, then 1.04). Raises OSError.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.stat().st_size > BLOCK_SIZE:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def describe_file(folder: Path, path: Path) -> dict[str, Any]:

@@ -14,9 +14,10 @@ import torch
 from nanochat_x import __version__
 from nanochat_x.activation_range import check_range
 from nanochat_x.build import ensure_built
-from nanochat_x.bundle import TOKENIZER, WEIGHTS, list_files, write_manifest
+from nanochat_x.bundle import TOKENIZER, WEIGHTS, list_files, settle, write_manifest
 from nanochat_x.capture import Captured, capture, describe_contract, without_operators
 from nanochat_x.checkpoint import Checkpoint, CheckpointFiles, choose_checkpoint, load_checkpoint
+from nanochat_x.compact_program import with_compact_matrices
 from nanochat_x.console import Progress, format_size
 from nanochat_x.errors import BundleError, UsageError
 from nanochat_x.find import HF_SOURCE
@@ -126,18 +127,27 @@ def _lower(
     own = frozenset().union(*(target.operators for target in targets.values())) - QUANTIZED_PRODUCTS
     model = _prepare(request, checkpoint, max_seq_len, own, progress)
     captured = model.captured
-    fitting: dict[frozenset[str], Captured] = {}  # by the own operators that are left
+    fitting: dict[frozenset[str], Captured] = {}  # by the own operators that a target has
     results = []
     for name, target in targets.items():
         if len(targets) > 1:
             progress.note(f"{name}:")
-        kept = frozenset(captured.operators() & target.operators)
-        if kept != captured.operators() and kept not in fitting:
-            with progress.stage("compose own operators"):
-                fitting[kept] = without_operators(captured, kept)
-        chosen = replace(model, captured=fitting.get(kept, captured))
+        if target.operators not in fitting:
+            fitting[target.operators] = _with_operators(captured, target.operators, progress)
+        chosen = replace(model, captured=fitting[target.operators])
         results.append(_write_bundle(request, target, chosen, outputs[name], progress))
     return results
+
+
+def _with_operators(captured: Captured, operators: frozenset[str], progress: Progress) -> Captured:
+    """What was captured, by the own operators that a target has: others composed, and products over fewer bytes."""
+    if not captured.operators() <= operators:
+        with progress.stage("compose own operators"):
+            captured = without_operators(captured, operators)
+    if "linear_compact" in operators and "linear" in captured.operators():
+        with progress.stage("write matrices compactly"):
+            captured = with_compact_matrices(captured)
+    return captured
 
 
 def _prepare(
@@ -172,6 +182,7 @@ def _write_bundle(
                 write_safetensors(folder / WEIGHTS, lowered.weights)
                 stage.detail(format_size((folder / WEIGHTS).stat().st_size))
         (folder / TOKENIZER).write_text(model.checkpoint.tokenizer.to_portable_json(), encoding="utf-8")
+        settle(folder)
         manifest = make_manifest(request, target.name, model.checkpoint, captured, lowered, folder)
         if model.quantization is not None:
             manifest["quantization"] = model.quantization

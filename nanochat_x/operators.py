@@ -1,7 +1,8 @@
 """The project's own torch operators, `torch.ops.nanochat_x.*`: what stock kernels do slowly, one token at a time.
 
     linear(x, weight)                                              x @ weight.T
-    linear_int8(x, weight, scales)                                 the same for a matrix in 8 bits
+    linear_compact(x, blocks, bases, starts, columns, values)      the same for a matrix of compact.py
+    linear_int8(x, weight, scales)                                 for a matrix in 8 bits
     linear_int4(x, weight, scales, zeros)                          and in 4
     attention(q, k, v, past_k, past_v, position, window)           of new tokens over a row's past and themselves
 
@@ -18,11 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat_x.compact import expanded
+
 NAMESPACE = "nanochat_x"
 
 #: Name -> schema. The runner has the same list (runners/backends/operators.cpp); a bundle names those that it needs.
 SCHEMAS = {
     "linear": "(Tensor x, Tensor weight) -> Tensor",
+    "linear_compact": "(Tensor x, Tensor blocks, Tensor bases, Tensor starts, Tensor columns, Tensor values) -> Tensor",
     "linear_int8": "(Tensor x, Tensor weight, Tensor scales) -> Tensor",
     "linear_int4": "(Tensor x, Tensor weight, Tensor scales, Tensor zeros) -> Tensor",
     "attention": "(Tensor q, Tensor k, Tensor v, Tensor? past_k, Tensor? past_v, Tensor? position, SymInt window)"
@@ -121,6 +125,10 @@ def attention(
     return out
 
 
+def _linear_compact(x: Tensor, *parts: Tensor) -> Tensor:
+    return F.linear(x, expanded(*parts))
+
+
 def _linear_int8(x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
     return _in_float32(x, dequantized_int8(weight, scales))
 
@@ -173,6 +181,7 @@ def _softmax(scores: Tensor) -> Tensor:
 
 _PRODUCTS: dict[str, Callable[..., Tensor]] = {
     "linear": F.linear,
+    "linear_compact": _linear_compact,
     "linear_int8": _linear_int8,
     "linear_int4": _linear_int4,
 }

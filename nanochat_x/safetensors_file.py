@@ -16,8 +16,8 @@ import torch
 from nanochat_x.errors import BundleError
 
 _DTYPES = {
-    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.int8: "I8",
-    torch.uint8: "U8",
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.int32: "I32",
+    torch.int8: "I8", torch.uint8: "U8",
 }  # fmt: skip
 _ALIGNMENT = 64  # of the first tensor in the file: a cache line, and the widest vector
 _BLOCK = 1 << 24  # bytes written at once

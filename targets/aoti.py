@@ -51,6 +51,9 @@ _FEATURE_MACROS = {
 C_FUNCTIONS: dict[Any, str] = {
     torch.ops.nanochat_x.linear.default: "AOTITorchError aoti_torch_cpu_linear("
     "AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* result)",
+    torch.ops.nanochat_x.linear_compact.default: "AOTITorchError aoti_torch_cpu_linear_compact("
+    "AtenTensorHandle x, AtenTensorHandle blocks, AtenTensorHandle bases, AtenTensorHandle starts,"
+    " AtenTensorHandle columns, AtenTensorHandle values, AtenTensorHandle* result)",
     torch.ops.nanochat_x.linear_int8.default: "AOTITorchError aoti_torch_cpu_linear_int8("
     "AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle scales, AtenTensorHandle* result)",
     torch.ops.nanochat_x.linear_int4.default: "AOTITorchError aoti_torch_cpu_linear_int4("

@@ -125,7 +125,7 @@ def test_what_the_bundle_holds(script_demo: Path) -> None:
     assert manifest["machine"] == {"runtime_version": torch.__version__.split("+")[0]}
     assert {file["path"] for file in manifest["files"]} == {"model.pt", "tokenizer.json"}
     tensors = load(script_demo).state_dict()
-    assert {"model.lm_head.weight", "model.transformer.h.0.attn.c_q.weight", "cos", "sin"} <= set(tensors)
+    assert {"model.lm_head.blocks", "model.transformer.h.0.attn.c_q.blocks", "cos", "sin"} <= set(tensors)
     assert tensors["model.transformer.wte.weight"].dtype == torch.bfloat16  # as nanochat stores it
     # each tensor once; the rest is code
     held = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -295,7 +295,7 @@ def test_a_missing_method(copied: Path, tmp_path: Path) -> None:
 
 
 def test_operators_are_listed_and_an_unknown_one_is_refused(copied: Path, stock_bundle: Callable[..., Path]) -> None:
-    assert json.loads((copied / "manifest.json").read_text())["operators"] == ["attention", "linear"]
+    assert json.loads((copied / "manifest.json").read_text())["operators"] == ["attention", "linear", "linear_compact"]
     assert "operators" not in json.loads((stock_bundle(SMALL) / "manifest.json").read_text())
     edit_manifest(copied, lambda manifest: manifest["operators"].append("magic"))
     assert "call the operator nanochat_x::magic, which this runner has not; build the runner anew" in refused(copied)

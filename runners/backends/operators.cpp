@@ -68,16 +68,16 @@ at::Tensor product_of_few(const at::Tensor& x, std::int64_t columns, const Few& 
   });
 }
 
-// x [M, K] times a matrix [N, K], transposed, for many rows of x, in float32.
-at::Tensor product_of_many(const at::Tensor& x, const at::Tensor& weight) {
+// x [M, K] times a matrix [N, K], transposed, for many rows of x, in float32. many(x, M, y, begin, end): the products
+// of all of x with rows [begin, end) of the matrix, by kernels::matmul.
+template <typename Many>
+at::Tensor product_of_many(const at::Tensor& x, std::int64_t columns, const Many& many) {
   const at::Tensor wide = x.to(at::kFloat);
-  const std::int64_t columns = weight.size(0), depth = weight.size(1);
   at::Tensor y = at::empty({x.size(0), columns}, wide.options());
   float* to = y.mutable_data_ptr<float>();
   constexpr std::int64_t kPanel = kernels::kPanelRows;
   in_parallel((columns + kPanel - 1) / kPanel, 1, [&](std::int64_t begin, std::int64_t end) {
-    kernels::matmul(wide.const_data_ptr<float>(), x.size(0), depth, weight.const_data_ptr(),
-                    type_of(weight.scalar_type()), to, columns, begin * kPanel, std::min(columns, end * kPanel));
+    many(wide.const_data_ptr<float>(), x.size(0), to, begin * kPanel, std::min(columns, end * kPanel));
   });
   return y;
 }
@@ -101,6 +101,40 @@ at::Tensor shaped(const at::Tensor& y, const at::Tensor& x) {
   shape.back() = y.size(1);
   return y.to(x.scalar_type()).view(shape);
 }
+
+// A compact matrix that fits x, and its tensors, contiguous.
+struct CompactMatrix {
+  CompactMatrix(const at::Tensor& x, const at::Tensor& blocks, const at::Tensor& bases, const at::Tensor& starts,
+                const at::Tensor& columns, const at::Tensor& values)
+      : tensors{blocks.contiguous(), bases.contiguous(), starts.contiguous(), columns.contiguous(),
+                values.contiguous()} {
+    TORCH_CHECK(blocks.scalar_type() == at::kByte && bases.scalar_type() == at::kByte &&
+                    starts.scalar_type() == at::kInt && columns.scalar_type() == at::kInt,
+                "nanochat_x::linear_compact: blocks are ", blocks.scalar_type(), ", bases ", bases.scalar_type(),
+                ", starts ", starts.scalar_type(), ", columns ", columns.scalar_type());
+    TORCH_CHECK(x.scalar_type() == at::kFloat && values.scalar_type() == at::kFloat,
+                "nanochat_x::linear_compact: x is ", x.scalar_type(), ", values ", values.scalar_type());
+    TORCH_CHECK(x.dim() >= 1 && blocks.dim() == 2 && x.size(-1) % kernels::kCompactBlock == 0,
+                "nanochat_x::linear_compact: x ", x.sizes(), " does not fit blocks of ", blocks.sizes());
+    rows = blocks.size(0);
+    matrix.K = x.size(-1);
+    TORCH_CHECK(blocks.size(1) == matrix.row_bytes() && bases.sizes() == at::IntArrayRef{rows} &&
+                    starts.sizes() == at::IntArrayRef{rows + 1} && columns.dim() == 1 &&
+                    columns.sizes() == values.sizes(),
+                "nanochat_x::linear_compact: x ", x.sizes(), " does not fit blocks of ", blocks.sizes(), ", bases ",
+                bases.sizes(), ", starts ", starts.sizes(), ", columns ", columns.sizes(), ", values ", values.sizes());
+    matrix.blocks = tensors[0].const_data_ptr<std::uint8_t>();
+    matrix.bases = tensors[1].const_data_ptr<std::uint8_t>();
+    matrix.starts = tensors[2].const_data_ptr<std::int32_t>();
+    matrix.columns = tensors[3].const_data_ptr<std::int32_t>();
+    matrix.values = tensors[4].const_data_ptr<float>();
+    matrix.exceptions = columns.size(0);
+  }
+
+  at::Tensor tensors[5];
+  kernels::Compact matrix{};
+  std::int64_t rows;
+};
 
 // Sizes of a quantised matrix that fits x, whose tensors are contiguous. `values` weights in an element of `weight`.
 struct Quantized {
@@ -170,7 +204,27 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight) {
     };
     return shaped(product_of_few(rows, columns, few), x);
   }
-  return as_they_are ? at::linear(x, weight) : shaped(product_of_many(rows, whole), x);
+  if (as_they_are) return at::linear(x, weight);
+  const auto many = [=](const float* from, std::int64_t count, float* to, std::int64_t begin, std::int64_t end) {
+    kernels::matmul(from, count, depth, w, type, to, columns, begin, end);
+  };
+  return shaped(product_of_many(rows, columns, many), x);
+}
+
+at::Tensor linear_compact(const at::Tensor& x, const at::Tensor& blocks, const at::Tensor& bases,
+                          const at::Tensor& starts, const at::Tensor& columns, const at::Tensor& values) {
+  const CompactMatrix m(x, blocks, bases, starts, columns, values);
+  const at::Tensor rows = flat(x, m.matrix.K);
+  if (rows.size(0) <= kernels::kMostRows) {
+    const auto few = [&](const float* from, std::int64_t count, float* to, std::int64_t begin, std::int64_t end) {
+      kernels::linear_compact(from, count, m.matrix, to, m.rows, begin, end);
+    };
+    return shaped(product_of_few(rows, m.rows, few), x);
+  }
+  const auto many = [&](const float* from, std::int64_t count, float* to, std::int64_t begin, std::int64_t end) {
+    kernels::matmul(from, count, m.matrix, to, m.rows, begin, end);
+  };
+  return shaped(product_of_many(rows, m.rows, many), x);
 }
 
 at::Tensor linear_int8(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scales) {
@@ -212,7 +266,7 @@ at::Tensor linear_int4(const at::Tensor& x, const at::Tensor& weight, const at::
 }
 
 const std::vector<std::string>& names() {
-  static const std::vector<std::string> all = {"attention", "linear", "linear_int4", "linear_int8"};
+  static const std::vector<std::string> all = {"attention", "linear", "linear_compact", "linear_int4", "linear_int8"};
   return all;
 }
 
@@ -231,6 +285,8 @@ at::Tensor registered_attention(const at::Tensor& q, const at::Tensor& k, const 
 
 TORCH_LIBRARY(nanochat_x, library) {
   library.def("linear(Tensor x, Tensor weight) -> Tensor");
+  library.def(
+      "linear_compact(Tensor x, Tensor blocks, Tensor bases, Tensor starts, Tensor columns, Tensor values) -> Tensor");
   library.def("linear_int8(Tensor x, Tensor weight, Tensor scales) -> Tensor");
   library.def("linear_int4(Tensor x, Tensor weight, Tensor scales, Tensor zeros) -> Tensor");
   library.def(
@@ -240,6 +296,7 @@ TORCH_LIBRARY(nanochat_x, library) {
 
 TORCH_LIBRARY_IMPL(nanochat_x, CPU, library) {
   library.impl("linear", nanochat_x::operators::linear);
+  library.impl("linear_compact", nanochat_x::operators::linear_compact);
   library.impl("linear_int8", nanochat_x::operators::linear_int8);
   library.impl("linear_int4", nanochat_x::operators::linear_int4);
   library.impl("attention", nanochat_x::operators::registered_attention);

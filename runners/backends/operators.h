@@ -17,7 +17,12 @@ namespace nanochat_x::operators {
 /// x [..., K] times weight [N, K], transposed -> [..., N] in x's dtype. Sums are float32.
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight);
 
-/// The same for a matrix in 8 bits, w[n, k] = weight[n, k] * scales[n, k / g]: weight int8 [N, K], scales bfloat16
+/// The same for a matrix of nanochat_x/compact.py, and x of float32: blocks uint8, bases uint8 [N],
+/// starts int32 [N + 1], columns int32 and values [E].
+at::Tensor linear_compact(const at::Tensor& x, const at::Tensor& blocks, const at::Tensor& bases,
+                          const at::Tensor& starts, const at::Tensor& columns, const at::Tensor& values);
+
+/// For a matrix in 8 bits, w[n, k] = weight[n, k] * scales[n, k / g]: weight int8 [N, K], scales bfloat16
 /// [N, K / g], for groups of g weights, a multiple of 8 from 16 on. Computed in float32; of x in bfloat16 many rows in
 /// bfloat16, and one row of 16 bits in integers (kernels.h), where the processor does so faster.
 at::Tensor linear_int8(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scales);

@@ -26,6 +26,16 @@ NANOCHAT_X_EXPORT AOTITorchError aoti_torch_cpu_linear(AtenTensorHandle x, AtenT
       { *result = torch::aot_inductor::new_tensor_handle(nanochat_x::operators::linear(tensor(x), tensor(weight))); });
 }
 
+NANOCHAT_X_EXPORT AOTITorchError aoti_torch_cpu_linear_compact(AtenTensorHandle x, AtenTensorHandle blocks,
+                                                               AtenTensorHandle bases, AtenTensorHandle starts,
+                                                               AtenTensorHandle columns, AtenTensorHandle values,
+                                                               AtenTensorHandle* result) {
+  AOTI_TORCH_CONVERT_EXCEPTION_TO_ERROR_CODE({
+    *result = torch::aot_inductor::new_tensor_handle(nanochat_x::operators::linear_compact(
+        tensor(x), tensor(blocks), tensor(bases), tensor(starts), tensor(columns), tensor(values)));
+  });
+}
+
 NANOCHAT_X_EXPORT AOTITorchError aoti_torch_cpu_linear_int8(AtenTensorHandle x, AtenTensorHandle weight,
                                                             AtenTensorHandle scales, AtenTensorHandle* result) {
   AOTI_TORCH_CONVERT_EXCEPTION_TO_ERROR_CODE({

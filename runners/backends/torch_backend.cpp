@@ -41,8 +41,9 @@ Logits to_logits(at::Tensor tensor) {
 
 at::ScalarType scalar_type(const std::string& dtype) {
   static const std::map<std::string, at::ScalarType> types = {
-      {"F32", at::kFloat},     {"BF16", at::kBFloat16},     {"F16", at::kHalf},     {"I8", at::kChar},
-      {"float32", at::kFloat}, {"bfloat16", at::kBFloat16}, {"float16", at::kHalf}, {"U8", at::kByte},
+      {"F32", at::kFloat},         {"BF16", at::kBFloat16}, {"F16", at::kHalf},
+      {"I32", at::kInt},           {"I8", at::kChar},       {"float32", at::kFloat},
+      {"bfloat16", at::kBFloat16}, {"float16", at::kHalf},  {"U8", at::kByte},
   };
   const auto found = types.find(dtype);
   if (found == types.end())

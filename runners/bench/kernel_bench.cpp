@@ -74,6 +74,7 @@ constexpr std::int64_t kRowsOfPrompt = 512;
 struct Memory {
   std::vector<std::uint8_t> weights, zeros;
   std::vector<std::uint16_t> scales;
+  std::vector<std::int32_t> starts;  // of compact rows without exceptions, none of which is shorter than a byte a value
   std::vector<float> x;
   std::vector<std::vector<float>> y;  // one a thread
 
@@ -81,6 +82,7 @@ struct Memory {
       : weights(static_cast<std::size_t>(options.mib) << 20, 0x3c),
         zeros(2 * weights.size() / static_cast<std::size_t>(options.group), 8),
         scales(zeros.size(), 0x3c3c),
+        starts(weights.size() / static_cast<std::size_t>(options.width) + 2, 0),
         x(static_cast<std::size_t>(kRowsOfPrompt * options.width), 0.5F),
         y(static_cast<std::size_t>(options.threads)) {}
 };
@@ -110,6 +112,12 @@ std::vector<Case> products(const Options& options, Memory& memory) {
                                      std::pair("float16", Type::float16)}) {
       add(name, type == Type::float32 ? 4 : 2, [=](std::int64_t m, float* y, std::int64_t begin, std::int64_t end) {
         kernels::linear(x, m, K, w, type, y, kRowsOfOutput, begin, end);
+      });
+    }
+    if (K % kernels::kCompactBlock == 0) {
+      const kernels::Compact compact{K, w, w, memory.starts.data(), nullptr, nullptr, 0};
+      add("compact float32", 3.5, [=](std::int64_t m, float* y, std::int64_t begin, std::int64_t end) {
+        kernels::linear_compact(x, m, compact, y, kRowsOfOutput, begin, end);
       });
     }
     const std::uint16_t* scales = memory.scales.data();

@@ -89,7 +89,7 @@ const float* widened(const Half* values, std::int64_t count, float* space) {
 
 template <class Stored>
 void attend_stored(const Tokens& t, std::span<const PlacedRun> runs) {
-  float* const panel = thread_space(t.width * kPanel + t.count * kKeys + kKeys * t.width);
+  float* const panel = thread_space<float, Space::work>(t.width * kPanel + t.count * kKeys + kKeys * t.width);
   float* const scores = panel + t.width * kPanel;
   float* const space = scores + t.count * kKeys;
   Softmax states[kMostTokens];

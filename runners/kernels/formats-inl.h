@@ -2,8 +2,9 @@
 //
 // A row is `groups()` groups of `steps()` steps; a step yields two vectors, of the values at `at(group, step)` and at
 // `apart()` behind them. Of group<true>(...) Group::raw gives what is stored, to be multiplied by `scale` once a group;
-// of group<false>(...) Group::values gives the weights themselves. kScaled says that raw is no weight yet. bytes(row)
-// is where a row begins, of which a step reads kStepBytes. part(k, count) is some columns, of what is not kScaled.
+// of group<false>(...) Group::values gives the weights themselves. kScaled says that raw is no weight yet, kNumbers
+// that what is stored are weights. bytes(row) is where a row begins, of which a step reads kStepBytes. part(k, count)
+// is some columns, of what is not kScaled.
 #if defined(NANOCHAT_X_KERNELS_FORMATS_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef NANOCHAT_X_KERNELS_FORMATS_INL_H
 #undef NANOCHAT_X_KERNELS_FORMATS_INL_H
@@ -54,7 +55,7 @@ HWY_INLINE Vector<D> load(D d, const Half* p) {
 /// float32, bfloat16 and float16: one group. Its last `rest()` values, fewer than a step, are not part of it.
 template <class D, class Stored>
 struct Plain {
-  static constexpr bool kScaled = false;
+  static constexpr bool kScaled = false, kNumbers = true;
   static constexpr std::int64_t kStepBytes = 2 * kLanes<D> * static_cast<std::int64_t>(sizeof(Stored));
   const Stored* w;
   std::int64_t K, stride;
@@ -115,7 +116,7 @@ struct Grouped {
 /// int8. The group is a multiple of a step.
 template <class D>
 struct Int8 : Grouped<D> {
-  static constexpr bool kScaled = true;
+  static constexpr bool kScaled = true, kNumbers = false;
   static constexpr std::int64_t kStepBytes = 2 * kLanes<D>;
   const std::int8_t* q;
   const std::uint16_t* scales;
@@ -155,7 +156,7 @@ struct Int8 : Grouped<D> {
 /// one instruction in place of three.
 template <class D, bool kTable = (HWY_TARGET <= HWY_AVX3 && kLanes<D> == 16)>
 struct Int4 : Grouped<D> {
-  static constexpr bool kScaled = true;
+  static constexpr bool kScaled = true, kNumbers = false;
   static constexpr std::int64_t kStepBytes = kLanes<D>;
   const std::uint8_t* q;
   const std::uint16_t* scales;

@@ -35,6 +35,34 @@ void matmul(const float* x, std::int64_t M, std::int64_t K, const void* w, Type 
 /// A multiple of the rows of w that `matmul` rearranges at a time, with any instruction set.
 inline constexpr std::int64_t kPanelRows = 48;
 
+/// Of columns of a compact matrix: K is a multiple of it.
+inline constexpr std::int64_t kCompactBlock = 32;
+
+/// A matrix [N, K] of float32 in fewer bytes, without loss; nanochat_x/compact.py has the format.
+struct Compact {
+  std::int64_t K;
+  const std::uint8_t* blocks;  // [N, row_bytes()], from an even address on
+  const std::uint8_t* bases;   // [N]
+  const std::int32_t* starts;  // [N + 1]
+  const std::int32_t* columns;
+  const float* values;
+  std::int64_t exceptions;
+
+  std::int64_t row_bytes() const { return K / 2 * 7; }
+};
+
+/// `linear` with a compact matrix. An exception's product is added to that of what stands in its place: where x is
+/// infinite, NaN may come of it. Also throws for exceptions that are none of w's.
+void linear_compact(const float* x, std::int64_t M, const Compact& w, float* y, std::int64_t y_stride,
+                    std::int64_t begin, std::int64_t end);
+
+/// `matmul` with a compact matrix.
+void matmul(const float* x, std::int64_t M, const Compact& w, float* y, std::int64_t y_stride, std::int64_t begin,
+            std::int64_t end);
+
+/// Rows [begin, end) of a compact matrix as float32, exactly.
+void widen_compact(const Compact& w, float* out, std::int64_t begin, std::int64_t end);
+
 /// `linear` with w[n, k] = q[n, k] * scale[n, k / group], which is computed without rounding.
 /// q: int8 [N, K]. scales: bfloat16 bits [N, K / group]. group: a multiple of 8 from 16 on that divides K.
 void linear_int8(const float* x, std::int64_t M, std::int64_t K, const std::int8_t* q, const std::uint16_t* scales,

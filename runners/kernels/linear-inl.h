@@ -114,29 +114,34 @@ HWY_NOINLINE void tiles(D d, const Format& f, const float* x, const Output& to, 
 /// Rows of w of most tiles.
 constexpr std::int64_t kUsualRows = 4;
 
-/// Rows of x that are computed together at most. Weights that are already numbers are read again for the next rows,
-/// from the cache, in which the fewer rows of x leave room; others are made numbers for as many as registers hold sums
-/// for.
+/// Whether there are the 32 registers of AVX-512, or 16.
+constexpr bool kManyRegisters = kLanes<hn::ScalableTag<float>> == 16;
+
+/// Rows of x that are computed together at most. With many registers, weights that are already numbers are read again
+/// for the next rows, from the cache, in which the fewer rows of x leave room, and several rows of them share what is
+/// read of x. Others are made numbers for as many as registers hold sums for.
 template <class Format>
-constexpr std::int64_t kTogether = Format::kScaled ? 8 : 4;
+constexpr std::int64_t kTogether = kManyRegisters && Format::kNumbers ? 4 : 8;
 
 /// Rows of x that are computed together where there are M: what there are tiles for.
 inline std::int64_t rows_together(std::int64_t M) { return M <= 2 ? M : M <= 4 ? 4 : 8; }
 
-/// The sizes of tiles are what registers hold: 32, or the 16 of AVX2.
+/// The sizes of tiles are what registers hold.
 template <class D, class Format>
 void product_of_packed(D d, const Format& f, const float* x, const Output& to, std::int64_t begin, std::int64_t end,
                        Ahead& ahead) {
-  constexpr bool kMany = kLanes<D> == 16;
   switch (rows_together(to.M)) {
     case 1:
       return tiles<kUsualRows, 1>(d, f, x, to, begin, end, ahead);
     case 2:
       return tiles<kUsualRows, 2>(d, f, x, to, begin, end, ahead);
     case 4:
-      return tiles<kMany ? kUsualRows : 2, 4>(d, f, x, to, begin, end, ahead);
+      return tiles<kManyRegisters ? kUsualRows : 2, 4>(d, f, x, to, begin, end, ahead);
     default:
-      if constexpr (kTogether<Format> == 8) return tiles<kMany ? 3 : 1, 8>(d, f, x, to, begin, end, ahead);
+      if constexpr (kTogether<Format> == 8) {
+        constexpr int kRows = !kManyRegisters ? 1 : Format::kScaled ? 3 : 2;  // a compact block's masks take some, too
+        return tiles<kRows, 8>(d, f, x, to, begin, end, ahead);
+      }
   }
 }
 

@@ -38,7 +38,7 @@ HWY_NOINLINE void columns_of_tile(const float* x, std::int64_t x_stride, const f
 
 template <class Stored>
 void product(const Activations& a, const Stored* w, std::int64_t begin, std::int64_t end) {
-  float* const panel = thread_space(kPanel * std::min(kDepth, a.K));
+  float* const panel = thread_space<float, Space::work>(kPanel * std::min(kDepth, a.K));
   for (; begin < end; begin += kPanel) {
     const std::int64_t columns = std::min(kPanel, end - begin);
     for (std::int64_t k = 0; k < a.K; k += kDepth) {

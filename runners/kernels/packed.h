@@ -19,7 +19,7 @@ class Packed {
       : columns_((a.K + 2 * lanes - 1) / (2 * lanes) * (2 * lanes)) {
     std::int64_t rows = 0;
     for (std::int64_t m = 0; m < a.M; m += most) rows += together(std::min(most, a.M - m));
-    float* const x = thread_space(rows * columns_);
+    float* const x = thread_space<float, Space::work>(rows * columns_);
     x_ = x;
     for (std::int64_t m = 0; m < a.M; m += most) {
       const std::int64_t some = std::min(most, a.M - m);

@@ -79,17 +79,23 @@ void count_file(const std::filesystem::path& file, ModelWork& work) {
   }
 }
 
-// Weights of `bits` in groups, each with a scale of 16 bits and, below 8 bits, a zero of 8.
-double bits_a_weight(const Sizes& sizes, std::int64_t element) {
-  if (sizes.bits == 0) return 8.0 * static_cast<double>(element);
+// Weights of `bits` in groups, each with a scale of 16 bits and, below 8 bits, a zero of 8; or of the manifest's dtype,
+// where rows of a multiple of 32 values may be compact: 28 bits a float32 (nanochat_x/compact.py).
+double bits_a_weight(const Sizes& sizes, const Manifest& m, std::int64_t depth, std::int64_t element) {
+  const bool compact = std::ranges::find(m.operators, "linear_compact") != m.operators.end() && depth % 32 == 0;
+  if (sizes.bits == 0) return compact ? 28.0 : 8.0 * static_cast<double>(element);
   const double zero = sizes.bits < 8 ? 8.0 : 0.0;
   return static_cast<double>(sizes.bits) + (16.0 + zero) / static_cast<double>(sizes.group);
 }
 
 // Where the weights lie inside a program. A row of bfloat16 embeddings is next to nothing beside the matrices.
 void count_sizes(const Sizes& sizes, const Manifest& m, std::int64_t element, ModelWork& work) {
-  const auto weights = static_cast<double>(work.block_weights + work.head_weights);
-  work.matrix_bytes = static_cast<std::uint64_t>(weights * bits_a_weight(sizes, element) / 8);
+  // Rows are as long as the stream is wide, but for the MLP's second matrices.
+  const std::int64_t second = m.n_layer * sizes.n_embd * sizes.mlp_width;
+  const auto others = static_cast<double>(work.block_weights + work.head_weights - second);
+  const double bits = others * bits_a_weight(sizes, m, sizes.n_embd, element) +
+                      static_cast<double>(second) * bits_a_weight(sizes, m, sizes.mlp_width, element);
+  work.matrix_bytes = static_cast<std::uint64_t>(bits / 8);
   const std::int64_t embeddings = sizes.n_embd + sizes.value_embeds * m.n_kv_head * m.head_dim;
   work.row_bytes = static_cast<std::uint64_t>(embeddings * 2 + m.head_dim * element);  // the latter: rotary tables
 }

@@ -109,6 +109,11 @@ TEST_CASE("work: weights inside the programs have the manifest's width") {
   CHECK(bytes({{"bits", 8}, {"group_size", 32}}, "float32") == weights + weights / 16);
   // half a byte, and of each group of 32 a scale of 2 bytes and a zero of one
   CHECK(bytes({{"bits", 4}, {"group_size", 32}}, "float32") == weights / 2 + weights / 32 * 3);
+  const auto compact = [](json& manifest) {
+    inside(manifest);
+    manifest["operators"] = {"attention", "linear_compact"};
+  };
+  CHECK(work_with(compact).matrix_bytes == weights / 2 * 7);  // 28 bits a weight
   CHECK(work_with(inside).weights_bytes == 3 * kAbc.size());  // the three programs
 }
 

@@ -95,6 +95,48 @@ TEST_CASE("operators: linear keeps leading dimensions, takes strided arguments a
   CHECK(operators::linear(at::zeros({0, 16}), weight).sizes().vec() == std::vector<std::int64_t>{0, 4});
 }
 
+TEST_CASE("operators: products with a compact matrix, few rows and many; other tensors are refused") {
+  at::manual_seed(4);
+  constexpr std::int64_t columns = 70, depth = 96;
+  // Blocks of random bytes, with exponents from 120 on, and one exception.
+  const Tensor blocks = at::randint(0, 256, {columns, depth / 32, 112}, at::kByte);
+  const Tensor bases = at::full({columns}, 112, at::kByte), starts = at::ones({columns + 1}, at::kInt);
+  starts[0] = 0;
+  blocks.select(0, 0).select(0, 0).slice(0, 6, 8).zero_();
+  blocks[0][0][64 + 3] = 0;
+  blocks[0][0][96 + 3].bitwise_and_(240);
+  const Tensor at_3 = at::full({1}, 3, at::kInt), value = at::full({1}, 5, at::kFloat);
+  const Tensor low = blocks.narrow(2, 0, 64).to(at::kInt).view({columns, depth / 32, 32, 2});
+  const Tensor upper = blocks.narrow(2, 64, 32).to(at::kInt), halves = blocks.narrow(2, 96, 16).to(at::kInt);
+  const Tensor exponents = at::cat({halves.bitwise_and(15), halves.bitwise_right_shift(4)}, 2) + (112 - 127);
+  const Tensor mantissa = low.select(3, 0) + low.select(3, 1) * 256 + upper.bitwise_and(127) * 65536 + (1 << 23);
+  const Tensor magnitude = mantissa.to(at::kDouble) * at::exp2(exponents.to(at::kDouble) - 23);
+  const Tensor exact = at::where(upper.ge(128), -magnitude, magnitude).view({columns, depth});
+  exact[0][3] = 5;
+  const Tensor flat = blocks.view({columns, -1});
+  for (const std::int64_t rows : {1, 8, 16, 17, 70}) {
+    CAPTURE(rows);
+    const Tensor x = random({rows, depth}, at::kFloat);
+    const Tensor y = operators::linear_compact(x, flat, bases, starts, at_3, value);
+    const Tensor wanted = at::matmul(x.to(at::kDouble), exact.t());
+    const Tensor sums = at::matmul(x.to(at::kDouble).abs(), exact.abs().t());
+    CHECK(at::all((y.to(at::kDouble) - wanted).abs() <= sums * ((depth + 4) * 0x1p-24)).item<bool>());
+    CHECK(!at::all((operators::linear_compact(-x, flat, bases, starts, at_3, value).to(at::kDouble) - wanted).abs() <=
+                   sums * ((depth + 4) * 0x1p-24))
+               .item<bool>());
+  }
+  const Tensor x = random({1, depth}, at::kFloat);
+  const auto error = [&](const Tensor& of_x, const Tensor& of_blocks, const Tensor& of_starts, const Tensor& values) {
+    return error_of([&] { operators::linear_compact(of_x, of_blocks, bases, of_starts, at_3, values); });
+  };
+  CHECK(error(x.to(at::kBFloat16), flat, starts, value) == "nanochat_x::linear_compact: x is BFloat16, values Float");
+  CHECK(error(x.narrow(1, 0, 95), flat, starts, value).find("does not fit blocks of [70, 336]") != std::string::npos);
+  CHECK(error(x.narrow(1, 0, 64), flat, starts, value).find("does not fit blocks of [70, 336]") != std::string::npos);
+  CHECK(error(x, flat, starts.narrow(0, 0, 70), value).find("starts [70]") != std::string::npos);
+  CHECK(error(x, flat, starts, value.narrow(0, 0, 0)).find("values [0]") != std::string::npos);
+  CHECK(error(x, flat.to(at::kInt), starts, value).find("blocks are Int") != std::string::npos);
+}
+
 TEST_CASE("operators: products with matrices in 8 and 4 bits, few rows and many, every dtype of x") {
   at::manual_seed(3);
   for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
