@@ -8,6 +8,7 @@ left out; peers.py names it as missing then.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -33,6 +34,7 @@ def requirements() -> list[str]:
 
 def main() -> int:
     """Installs one after the other; returns 1 if any of them failed."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     if not python_of(PEERS).exists():
         venv.EnvBuilder(with_pip=True).create(PEERS)
     site = subprocess.run([str(python_of(PEERS)), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
