@@ -30,7 +30,7 @@ struct CompactWeights {
 
   kernels::Compact matrix() const {
     return {K,
-            blocks.data() + 1,
+            blocks.data() + 2,
             bases.data(),
             starts.data(),
             columns.data(),
