@@ -13,7 +13,8 @@ number 2^(base - 127) (0 for base 0). A one-token step reads weights once and li
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,9 +29,8 @@ _ROWS = 4096
 _DIGITS = 3 * BLOCK  # bytes of a block, before its exponents
 
 
-@dataclass(frozen=True)
-class CompactMatrix:
-    """A matrix [N, K], row-major tensors as a file holds them."""
+class CompactMatrix(NamedTuple):
+    """A matrix [N, K], row-major tensors as a file holds them; in the order of the operator `linear_compact`."""
 
     blocks: Tensor  # uint8 [N, K * 7 / 2]
     bases: Tensor  # uint8 [N], 0 to 239
@@ -38,25 +38,12 @@ class CompactMatrix:
     columns: Tensor  # int32 [E], ascending in each row
     values: Tensor  # float32 [E]
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """In the order of the operator `linear_compact`."""
-        return self.blocks, self.bases, self.starts, self.columns, self.values
-
 
 def compact(matrix: Tensor) -> CompactMatrix | None:
     """A matrix float32 [N, K] in fewer bytes; None where that is not possible, or not worth while."""
     if matrix.dtype != torch.float32 or matrix.dim() != 2 or 0 in matrix.shape or matrix.shape[1] % BLOCK:
         return None
-    most = matrix.numel() // _VALUES_AN_EXCEPTION
-    bases, found = [], 0
-    for begin in range(0, matrix.shape[0], _ROWS):
-        exponents = _exponents(matrix[begin : begin + _ROWS])
-        base = _bases(exponents)
-        found += int(_exceptional(exponents, base).sum())
-        if found > most:
-            return None
-        bases.append(base)
-    return _written(matrix, torch.cat(bases))
+    return _written(matrix, matrix.numel() // _VALUES_AN_EXCEPTION)
 
 
 def expanded(blocks: Tensor, bases: Tensor, starts: Tensor, columns: Tensor, values: Tensor) -> Tensor:
@@ -73,48 +60,45 @@ def expanded(blocks: Tensor, bases: Tensor, starts: Tensor, columns: Tensor, val
     return matrix.index_put((row_of, columns.long()), values)
 
 
-def _written(matrix: Tensor, bases: Tensor) -> CompactMatrix:
-    """A matrix in blocks with these bases int32 [N], and its exceptions."""
+def _written(matrix: Tensor, most: int) -> CompactMatrix | None:
+    """A matrix in blocks; None if it has more than `most` exceptions."""
     N, K = matrix.shape
     blocks = torch.empty(N, K // BLOCK, _DIGITS + BLOCK // 2, dtype=torch.uint8)
-    starts, columns, values = torch.zeros(N + 1, dtype=torch.int32), [], []
-    for begin in range(0, N, _ROWS):
-        rows, base, to = (tensor[begin : begin + _ROWS] for tensor in (matrix, bases, blocks))
-        exponents = _exponents(rows)
-        exceptional = _exceptional(exponents, base)
-        codes = torch.where(exceptional, 0, exponents - base[:, None]).to(torch.uint8).view(len(rows), -1, BLOCK)
-        bits = rows.contiguous().view(torch.int32).masked_fill(exceptional, 0).view(len(rows), -1, BLOCK)
+    bases, counts, columns, values = [], [torch.zeros(1, dtype=torch.int32)], [], []
+    found = 0
+    for rows, to in zip(_in_pieces(matrix), _in_pieces(blocks), strict=True):
+        words = rows.contiguous().view(torch.int32)
+        exponents = (words >> 23) & 0xFF
+        base = _bases(exponents)
+        codes = exponents - base[:, None]
+        exceptional = (codes < 0) | (codes >= _EXPONENTS)
+        count = exceptional.sum(1, dtype=torch.int32)
+        found += int(count.sum())
+        if found > most:
+            return None
+        bits = words.masked_fill(exceptional, 0).view(len(rows), -1, BLOCK)
+        codes = codes.masked_fill(exceptional, 0).to(torch.uint8).view(len(rows), -1, BLOCK)
         # The lower of two bytes first: bundles are little-endian, as their machines.
         to[..., : 2 * BLOCK] = bits.to(torch.int16).view(torch.uint8)
         to[..., 2 * BLOCK : _DIGITS] = ((bits >> 16) & 0x7F) | ((bits >> 24) & 0x80)
         to[..., _DIGITS:] = codes[..., : BLOCK // 2] | (codes[..., BLOCK // 2 :] << 4)
-        starts[begin + 1 : begin + 1 + len(rows)] = exceptional.sum(1)
+        bases.append(base.to(torch.uint8))
+        counts.append(count)
         columns.append(exceptional.nonzero()[:, 1].to(torch.int32))
         values.append(rows[exceptional])
-    return CompactMatrix(
-        blocks.flatten(1),
-        bases.to(torch.uint8),
-        starts.cumsum(0, dtype=torch.int32),
-        torch.cat(columns),
-        torch.cat(values),
-    )
+    starts = torch.cat(counts).cumsum(0, dtype=torch.int32)
+    return CompactMatrix(blocks.flatten(1), torch.cat(bases), starts, torch.cat(columns), torch.cat(values))
 
 
-def _exponents(matrix: Tensor) -> Tensor:
-    """The exponents' bits, int32 [N, K], 0 to 255."""
-    return (matrix.contiguous().view(torch.int32) >> 23) & 0xFF
+def _in_pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """Some rows after the other."""
+    return (tensor[begin : begin + _ROWS] for begin in range(0, tensor.shape[0], _ROWS))
 
 
 def _bases(exponents: Tensor) -> Tensor:
-    """Of the 16 successive exponents that most values of each row have, the least: int32 [N], 0 to 239."""
+    """Of the 16 successive exponents that most values of each row have, the least: int32 [N], 0 to 239, of [N, K]."""
     rows = exponents.shape[0]
     of_row = (exponents + 256 * torch.arange(rows, dtype=torch.int32)[:, None]).flatten()
     counts = torch.bincount(of_row, minlength=256 * rows).view(rows, 256)
     before = torch.nn.functional.pad(counts.cumsum(1), (1, 0))[:, :256]  # [n, e]: values whose exponent is below e
     return (before[:, _EXPONENTS:] - before[:, :-_EXPONENTS]).argmax(1).to(torch.int32)
-
-
-def _exceptional(exponents: Tensor, bases: Tensor) -> Tensor:
-    """Which values' exponents are none of their row's 16, bool [N, K]."""
-    codes = exponents - bases[:, None]
-    return (codes < 0) | (codes >= _EXPONENTS)

@@ -20,9 +20,6 @@ _COMPACT: Any = torch.ops.nanochat_x.linear_compact.default
 #: What export records between a float32 weight and its product: it is what it was.
 _WITHOUT_EFFECT: set[Any] = {torch.ops.aten.to.dtype, torch.ops.aten._assert_tensor_metadata.default}
 
-#: What the tensors of a compact matrix are called in the place of `weight`, in the order of the operator.
-PARTS = ("blocks", "bases", "starts", "columns", "values")
-
 
 def with_compact_matrices(captured: Captured) -> Captured:
     """The same programs with `linear_compact` for `linear`, where the weight can be written compactly.
@@ -82,19 +79,17 @@ def _rewritten(program: ExportedProgram, matrices: Mapping[str, CompactMatrix]) 
         if (matrix := matrices.get(name)) is None:
             continue
         mode = node.meta["val"].fake_mode
-        parts = []
-        for part, tensor in zip(PARTS, matrix.tensors(), strict=True):
-            of_state = f"{name.removesuffix('weight')}{part}"
-            state[of_state] = torch.nn.Parameter(tensor, requires_grad=False)
+        parts, specs[node.name] = [], []
+        for part, tensor in matrix._asdict().items():
+            target = f"{name.removesuffix('weight')}{part}"
+            state[target] = torch.nn.Parameter(tensor, requires_grad=False)
             with graph.inserting_before(node):
-                parts.append(graph.placeholder(f"{node.name}_{part}"))
-            parts[-1].meta = dict(node.meta, val=mode.from_tensor(tensor))
+                placeholder = graph.placeholder(f"{node.name}_{part}")
+            placeholder.meta = dict(node.meta, val=mode.from_tensor(tensor))
+            parts.append(placeholder)
+            specs[node.name].append(InputSpec(InputKind.PARAMETER, TensorArgument(placeholder.name), target))
         for product, _ in _uses(node):
             product.target, product.args = _COMPACT, (product.args[0], *parts)
-        specs[node.name] = [
-            InputSpec(InputKind.PARAMETER, TensorArgument(part.name), f"{name.removesuffix('weight')}{end}")
-            for part, end in zip(parts, PARTS, strict=True)
-        ]
         _erase(node)
         del state[name]
     signature.input_specs = [spec for some in specs.values() for spec in some]
