@@ -178,7 +178,7 @@ Tensor& gate_values(KernelRuntimeContext& context, const Tensor& v, const Tensor
     const auto* id = ids.const_data_ptr<std::int64_t>();
     const std::int64_t channels = gate.size(1), columns = h.size(2), row_width = s.heads * s.width;
     for_rows(s.batch * s.steps, row_width, [&](std::int64_t token) {
-      const FloatRow embedded(table, id[token]);
+      const Floats embedded(table, id[token] * row_width, row_width);
       for (std::int64_t head = 0; head < s.heads; ++head) {
         const float factor =
             static_cast<float>(scale) * gate_of(inputs.data() + token * columns, weights + head * channels, channels);

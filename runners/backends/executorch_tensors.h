@@ -74,18 +74,9 @@ inline void resize(const char* name, Tensor& out, std::span<const SizesType> siz
 /// Elements of x, float32 or one of the 16-bit types, in float32: as they lie if they are, else a copy.
 class Floats {
  public:
-  explicit Floats(const Tensor& x);
-  const float* data() const { return data_; }
-
- private:
-  std::vector<float> copy_;
-  const float* data_;
-};
-
-/// A row of a table of the same dtypes, in float32 likewise.
-class FloatRow {
- public:
-  FloatRow(const Tensor& table, std::int64_t row);
+  explicit Floats(const Tensor& x) : Floats(x, 0, x.numel()) {}
+  /// `count` of them, from `first` on.
+  Floats(const Tensor& x, std::int64_t first, std::int64_t count);
   const float* data() const { return data_; }
 
  private:
