@@ -12,15 +12,13 @@
 
 #include "attention.h"
 #include "executorch_tensors.h"
+#include "split.h"
 
 namespace nanochat_x::executorch_operators {
 
 namespace {
 
 using et::KernelRuntimeContext;
-
-// A thread is worth waking for that many weights: about 10 us of reading them.
-constexpr std::int64_t kWeightsOfAThread = 1 << 15;
 
 // x [..., K] as [M, K].
 std::int64_t rows_of(const Tensor& x, std::int64_t depth) { return depth == 0 ? 0 : x.numel() / depth; }
@@ -43,10 +41,9 @@ void compute_linear(const Tensor& x, const Tensor& weight, Tensor& out) {
   FloatResult to(out);
   const void* w = weight.const_data_ptr();
   if (rows <= kernels::kMostRows) {
-    in_parallel(columns, std::max<std::int64_t>(1, kWeightsOfAThread / depth),
-                [&](std::int64_t begin, std::int64_t end) {
-                  kernels::linear(from.data(), rows, depth, w, type, to.data(), columns, begin, end);
-                });
+    in_parallel(columns, kernels::rows_of_a_thread(depth), [&](std::int64_t begin, std::int64_t end) {
+      kernels::linear(from.data(), rows, depth, w, type, to.data(), columns, begin, end);
+    });
   } else {
     constexpr std::int64_t kPanel = kernels::kPanelRows;
     in_parallel((columns + kPanel - 1) / kPanel, 1, [&](std::int64_t begin, std::int64_t end) {

@@ -8,21 +8,15 @@
 #include <algorithm>
 
 #include "operator_tensors.h"
+#include "split.h"
 
 namespace nanochat_x::operators {
 namespace {
-
-// A thread is worth waking for that many weights: about 10 us of reading them.
-constexpr std::int64_t kWeightsOfAThread = 1 << 15;
 
 // Weights that are widened at a time, for a product of many rows of x: they stay in a core's cache. Rows of them in
 // multiples of that are what a BLAS splits evenly between its threads.
 constexpr std::int64_t kWidened = 1 << 18;
 constexpr std::int64_t kEvenRows = 128;
-
-std::int64_t rows_of_a_thread(std::int64_t depth) {
-  return std::max<std::int64_t>(1, kWeightsOfAThread / std::max<std::int64_t>(1, depth));
-}
 
 const std::uint16_t* bits_of(const at::Tensor& bfloat16) {
   return static_cast<const std::uint16_t*>(bfloat16.const_data_ptr());
@@ -39,7 +33,7 @@ at::Tensor widened_product(const at::Tensor& x, std::int64_t columns, const Wide
   auto* to = static_cast<Element*>(block.mutable_data_ptr());
   for (std::int64_t first = 0; first < columns; first += most) {
     const std::int64_t count = std::min(most, columns - first);
-    in_parallel(count, rows_of_a_thread(depth),
+    in_parallel(count, kernels::rows_of_a_thread(depth),
                 [&](std::int64_t begin, std::int64_t end) { widen(first + begin, first + end, to + begin * depth); });
     at::Tensor out = y.narrow(1, first, count);
     at::mm_out(out, x, block.narrow(0, 0, count).t());
@@ -53,7 +47,7 @@ at::Tensor by_columns(const at::Tensor& x, std::int64_t columns, const Work& wor
   at::Tensor y = at::empty({x.size(0), columns}, x.options().dtype(at::kFloat));
   if (x.size(0) == 0) return y;
   float* to = y.mutable_data_ptr<float>();
-  in_parallel(columns, rows_of_a_thread(x.size(1)),
+  in_parallel(columns, kernels::rows_of_a_thread(x.size(1)),
               [&](std::int64_t begin, std::int64_t end) { work(to, begin, end); });
   return y;
 }
