@@ -10,7 +10,7 @@ from torch import Tensor
 from nanochat_x import operators, row_operators
 
 #: Name -> schema of those that the runner has kernels for (runners/backends/executorch_operators.cpp lists them too).
-_SCHEMAS = {name: operators.SCHEMAS[name] for name in ("linear", "attention")} | row_operators.SCHEMAS
+_SCHEMAS = {name: operators.SCHEMAS[name] for name in ("linear", "linear_compact", "attention")} | row_operators.SCHEMAS
 OWN = frozenset(_SCHEMAS)
 
 _library: Any = torch.library.Library(operators.NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]

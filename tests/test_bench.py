@@ -135,7 +135,10 @@ def test_bytes_of_a_step_are_those_of_the_checkpoint(report: dict[str, Any]) -> 
     assert counted(CONTEXT)[1] > counted(PROMPT)[1], "more is live there"
 
 
-@pytest.mark.parametrize(("target", "options"), [("onnx", ()), ("torchscript", ("--matmul-gflops=1",))])
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [("onnx", ()), ("torchscript", ("--matmul-gflops=1",)), ("executorch", ("--matmul-gflops=1",))],
+)
 def test_targets_count_alike(
     lowered: Callable[..., Path], report: dict[str, Any], target: str, options: tuple[str, ...]
 ) -> None:

@@ -23,6 +23,30 @@ using et::KernelRuntimeContext;
 // x [..., K] as [M, K].
 std::int64_t rows_of(const Tensor& x, std::int64_t depth) { return depth == 0 ? 0 : x.numel() / depth; }
 
+// x [..., depth] times a matrix of `columns` rows. `few` and `many`, for as many rows of x, write those columns of y
+// that lie between two: (x, rows, y, begin, end).
+template <typename Few, typename Many>
+void compute_product(const char* name, const Tensor& x, std::int64_t depth, std::int64_t columns, Tensor& out,
+                     const Few& few, const Many& many) {
+  std::vector<SizesType> shape(x.sizes().begin(), x.sizes().end());
+  shape.back() = static_cast<SizesType>(columns);
+  resize(name, out, shape);
+  const std::int64_t rows = rows_of(x, depth);
+  if (rows == 0) return;
+  const Floats from(x);
+  FloatResult to(out);
+  if (rows <= kernels::kMostRows) {
+    in_parallel(columns, kernels::rows_of_a_thread(depth),
+                [&](std::int64_t begin, std::int64_t end) { few(from.data(), rows, to.data(), begin, end); });
+  } else {
+    constexpr std::int64_t kPanel = kernels::kPanelRows;
+    in_parallel((columns + kPanel - 1) / kPanel, 1, [&](std::int64_t begin, std::int64_t end) {
+      many(from.data(), rows, to.data(), begin * kPanel, std::min(columns, end * kPanel));
+    });
+  }
+  to.store();
+}
+
 void compute_linear(const Tensor& x, const Tensor& weight, Tensor& out) {
   constexpr const char* kName = "linear";
   if (x.dim() < 1 || weight.dim() != 2 || x.size(x.dim() - 1) != weight.size(1)) {
@@ -32,26 +56,51 @@ void compute_linear(const Tensor& x, const Tensor& weight, Tensor& out) {
     refuse(kName, "x, weight and result must have one dtype");
   }
   const kernels::Type type = type_of(kName, weight);
-  std::vector<SizesType> shape(x.sizes().begin(), x.sizes().end());
-  shape.back() = static_cast<SizesType>(weight.size(0));
-  resize(kName, out, shape);
-  const std::int64_t depth = weight.size(1), columns = weight.size(0), rows = rows_of(x, depth);
-  if (rows == 0) return;
-  const Floats from(x);
-  FloatResult to(out);
+  const std::int64_t depth = weight.size(1), columns = weight.size(0);
   const void* w = weight.const_data_ptr();
-  if (rows <= kernels::kMostRows) {
-    in_parallel(columns, kernels::rows_of_a_thread(depth), [&](std::int64_t begin, std::int64_t end) {
-      kernels::linear(from.data(), rows, depth, w, type, to.data(), columns, begin, end);
-    });
-  } else {
-    constexpr std::int64_t kPanel = kernels::kPanelRows;
-    in_parallel((columns + kPanel - 1) / kPanel, 1, [&](std::int64_t begin, std::int64_t end) {
-      kernels::matmul(from.data(), rows, depth, w, type, to.data(), columns, begin * kPanel,
-                      std::min(columns, end * kPanel));
-    });
+  compute_product(
+      kName, x, depth, columns, out,
+      [&](const float* from, std::int64_t rows, float* to, std::int64_t begin, std::int64_t end) {
+        kernels::linear(from, rows, depth, w, type, to, columns, begin, end);
+      },
+      [&](const float* from, std::int64_t rows, float* to, std::int64_t begin, std::int64_t end) {
+        kernels::matmul(from, rows, depth, w, type, to, columns, begin, end);
+      });
+}
+
+void compute_linear_compact(const Tensor& x, const Tensor& blocks, const Tensor& bases, const Tensor& starts,
+                            const Tensor& columns, const Tensor& values, Tensor& out) {
+  constexpr const char* kName = "linear_compact";
+  const auto all_of = [](ScalarType type, const auto&... tensors) { return ((tensors.scalar_type() == type) && ...); };
+  if (!all_of(ScalarType::Byte, blocks, bases) || !all_of(ScalarType::Int, starts, columns) ||
+      !all_of(ScalarType::Float, x, values, out)) {
+    refuse(kName, "blocks and bases must be bytes, starts and columns int32, x, values and result float32");
   }
-  to.store();
+  const std::int64_t depth = x.dim() < 1 ? 0 : x.size(x.dim() - 1);
+  const std::int64_t rows = blocks.dim() < 1 ? 0 : blocks.size(0);
+  const kernels::Compact w{depth,
+                           blocks.const_data_ptr<std::uint8_t>(),
+                           bases.const_data_ptr<std::uint8_t>(),
+                           starts.const_data_ptr<std::int32_t>(),
+                           columns.const_data_ptr<std::int32_t>(),
+                           values.const_data_ptr<float>(),
+                           values.numel()};
+  const auto is_row = [](const Tensor& t, std::int64_t size) { return t.dim() == 1 && t.size(0) == size; };
+  if (depth == 0 || depth % kernels::kCompactBlock != 0 || blocks.dim() != 2 || blocks.size(1) != w.row_bytes() ||
+      !is_row(bases, rows) || !is_row(starts, rows + 1) || !is_row(columns, w.exceptions) ||
+      !is_row(values, w.exceptions)) {
+    refuse(kName, "x " + shape_text(x) + " does not fit blocks of " + shape_text(blocks) + ", bases " +
+                      shape_text(bases) + ", starts " + shape_text(starts) + ", columns " + shape_text(columns) +
+                      ", values " + shape_text(values));
+  }
+  compute_product(
+      kName, x, depth, rows, out,
+      [&](const float* from, std::int64_t count, float* to, std::int64_t begin, std::int64_t end) {
+        kernels::linear_compact(from, count, w, to, rows, begin, end);
+      },
+      [&](const float* from, std::int64_t count, float* to, std::int64_t begin, std::int64_t end) {
+        kernels::matmul(from, count, w, to, rows, begin, end);
+      });
 }
 
 void check_attention(const char* name, const Tensor& q, const Tensor& k, const Tensor& v) {
@@ -121,6 +170,11 @@ Tensor& linear(KernelRuntimeContext& context, const Tensor& x, const Tensor& wei
   return guarded(context, out, [&] { compute_linear(x, weight, out); });
 }
 
+Tensor& linear_compact(KernelRuntimeContext& context, const Tensor& x, const Tensor& blocks, const Tensor& bases,
+                       const Tensor& starts, const Tensor& columns, const Tensor& values, Tensor& out) {
+  return guarded(context, out, [&] { compute_linear_compact(x, blocks, bases, starts, columns, values, out); });
+}
+
 Tensor& attention(KernelRuntimeContext& context, const Tensor& q, const Tensor& k, const Tensor& v,
                   executorch::aten::optional<Tensor> past_k, executorch::aten::optional<Tensor> past_v,
                   executorch::aten::optional<Tensor> position, std::int64_t window, Tensor& out) {
@@ -130,11 +184,13 @@ Tensor& attention(KernelRuntimeContext& context, const Tensor& q, const Tensor& 
 }  // namespace
 
 void add_to_registry() {
-  static constexpr char kLinear[] = "nanochat_x::linear.out", kAttention[] = "nanochat_x::attention.out";
+  static constexpr char kLinear[] = "nanochat_x::linear.out", kCompact[] = "nanochat_x::linear_compact.out",
+                        kAttention[] = "nanochat_x::attention.out";
   using executorch::extension::make_boxed_kernel;
   static const et::Error added = [] {
     std::vector<et::Kernel> kernels = row_kernels();
     kernels.push_back(make_boxed_kernel(kLinear, EXECUTORCH_FN(linear, kLinear)));
+    kernels.push_back(make_boxed_kernel(kCompact, EXECUTORCH_FN(linear_compact, kCompact)));
     kernels.push_back(make_boxed_kernel(kAttention, EXECUTORCH_FN(attention, kAttention)));
     return et::register_kernels({kernels.data(), kernels.size()});
   }();
@@ -142,8 +198,8 @@ void add_to_registry() {
 }
 
 const std::vector<std::string>& names() {
-  static const std::vector<std::string> all = {"attention", "gate_values", "heads_first", "linear",  "mix",
-                                               "norm",      "relu_square", "rotary",      "soft_cap"};
+  static const std::vector<std::string> all = {"attention", "gate_values", "heads_first", "linear", "linear_compact",
+                                               "mix",       "norm",        "relu_square", "rotary", "soft_cap"};
   return all;
 }
 

@@ -8,7 +8,9 @@
 #include <executorch/runtime/kernel/operator_registry.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <exception>
 #include <span>
 #include <string>
 #include <vector>
@@ -98,7 +100,7 @@ class FloatResult {
 };
 
 /// Splits [0, count) between the threads, in pieces of at least `least`; on the caller's alone where there is less.
-/// `function` must not throw.
+/// What `function` throws first is thrown again here.
 template <typename Function>
 void in_parallel(std::int64_t count, std::int64_t least, const Function& function) {
   const std::int64_t pieces = std::min<std::int64_t>(threads().count(), count / std::max<std::int64_t>(1, least));
@@ -106,9 +108,17 @@ void in_parallel(std::int64_t count, std::int64_t least, const Function& functio
     if (count > 0) function(0, count);
     return;
   }
+  std::exception_ptr error;
+  std::atomic_flag failed;
   threads().run([&](int i) {
-    if (i < pieces) function(count * i / pieces, count * (i + 1) / pieces);
+    if (i >= pieces) return;
+    try {
+      function(count * i / pieces, count * (i + 1) / pieces);
+    } catch (...) {
+      if (!failed.test_and_set()) error = std::current_exception();
+    }
   });
+  if (error) std::rethrow_exception(error);
 }
 
 /// The operators of executorch_rows.cpp, for the registry.

@@ -5,8 +5,10 @@
 #include <limits>
 
 #include "calling.h"
+#include "kernels.h"
 
 using namespace nanochat_x::test;
+namespace kernels = nanochat_x::kernels;
 
 namespace {
 
@@ -109,6 +111,59 @@ TEST_CASE("executorch: linear, few rows and many, every dtype, leading dimension
       }
     }
   }
+}
+
+TEST_CASE("executorch: linear with a compact matrix, few rows and many; what does not fit is refused") {
+  constexpr SizesType columns = 700, depth = 96, row_bytes = depth / 32 * 112;  // work for more threads than one
+  std::mt19937 random(5);
+  std::vector<std::uint8_t> bytes(static_cast<std::size_t>(columns) * row_bytes);
+  for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(random());
+  // Columns 17 and 95 of the last row are exceptions, in whose place a block has zeros.
+  std::uint8_t* const last = &bytes[bytes.size() - row_bytes];
+  for (const auto& [block, i] : {std::pair{last, 17}, {last + 2 * 112, 31}}) {
+    block[2 * i] = block[2 * i + 1] = block[64 + i] = 0;
+    block[96 + i - 16] &= 15;
+  }
+  std::vector<std::int32_t> first(static_cast<std::size_t>(columns) + 1, 0), column = {17, 95};
+  first.back() = 2;
+  std::vector<float> weights(static_cast<std::size_t>(columns) * depth);
+  const std::vector<std::uint8_t> base(static_cast<std::size_t>(columns), 112);
+  const std::vector<float> value = {0, -5};
+  const kernels::Compact matrix{depth, bytes.data(), base.data(), first.data(), column.data(), value.data(), 2};
+  kernels::widen_compact(matrix, weights.data(), 0, columns);  // kernels_tests has that it does
+  const auto of = []<typename T>(const std::vector<SizesType>& shape, const std::vector<T>& elements) {
+    return executorch::extension::make_tensor_ptr(shape, elements, {}, {}, et::CppTypeToScalarType<T>::value);
+  };
+  const TensorPtr weight = tensor({columns, depth}, weights), blocks = of({columns, row_bytes}, bytes);
+  const TensorPtr bases = of({columns}, base), at = of({2}, column), values = of({2}, value);
+  const auto compute = [&](const TensorPtr& x, const TensorPtr& from, const std::vector<std::int32_t>& starts,
+                           const TensorPtr& y) {
+    const TensorPtr of_rows = of({static_cast<SizesType>(starts.size())}, starts);
+    return call("linear_compact", {*x, *from, *bases, *of_rows, *at, *values}, y);
+  };
+  for (const SizesType rows : {1, 2, 16, 17, 70}) {
+    CAPTURE(rows);
+    const TensorPtr x = random_tensor({1, rows, depth}, 1), y = result_of({2, rows, columns});
+    CHECK(compute(x, blocks, first, y) == "");
+    CHECK(shape_of(y) == std::vector<SizesType>{1, rows, columns});
+    CHECK(wrong_products(x, weight, y) == 0);
+    CHECK(compute(x, blocks, std::vector<std::int32_t>(static_cast<std::size_t>(columns) + 1), y) == "");
+    CHECK(wrong_products(x, weight, y) == rows);  // without the exceptions
+    // Found on a thread that is not the caller's
+    std::vector<std::int32_t> wrong = first;
+    wrong.back() = 3;
+    CHECK(compute(x, blocks, wrong, y) == "a compact matrix: row 699 has exceptions 0 to 3 of 2");
+  }
+  const TensorPtr x = random_tensor({1, depth}, 1), y = result_of({1, columns});
+  CHECK(compute(random_tensor({1, depth}, 1, ScalarType::Half), blocks, first, y) ==
+        "nanochat_x::linear_compact: blocks and bases must be bytes, starts and columns int32, x, values and result "
+        "float32");
+  CHECK(compute(random_tensor({1, 64}, 1), blocks, first, y).find("x [1, 64] does not fit blocks of [700, 336]") !=
+        std::string::npos);
+  CHECK(compute(random_tensor({1, 95}, 1), blocks, first, y).find("x [1, 95] does not fit") != std::string::npos);
+  CHECK(compute(x, of({columns * 2, row_bytes / 2}, bytes), first, y).find("blocks of [1400, 168]") !=
+        std::string::npos);
+  CHECK(compute(x, blocks, {0, 2}, y).find("starts [2]") != std::string::npos);
 }
 
 TEST_CASE("executorch: attention, few tokens and many, with and without a past, every dtype") {
