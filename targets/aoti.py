@@ -89,7 +89,8 @@ class Aoti:
         """Compiles the programs into `folder`. Raises LoweringError if the compiler fails."""
         programs = captured.programs()
         files = {role: f"{role}.so" for role in programs}
-        # The compiler works in a folder of ours, never in the user's cache: an interrupted one cannot reach us.
+        # The compiler works in a folder of ours, never in the user's cache: an interrupted one cannot reach us. Only
+        # headers that are compiled once lie elsewhere (docs/robustness.md).
         with (
             tempfile.TemporaryDirectory(prefix="nanochat_x-aoti-") as scratch,
             quiet(),
