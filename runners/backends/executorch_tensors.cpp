@@ -3,6 +3,7 @@
 #include <algorithm>
 
 namespace nanochat_x::executorch_operators {
+
 std::string& last_error() {
   static thread_local std::string text;
   return text;
