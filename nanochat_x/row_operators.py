@@ -8,8 +8,8 @@
     relu_square(x)                                     relu(x)^2
     soft_cap(x, cap)                                   cap * tanh(x / cap)
 
-A compiler fuses such functions by itself. Operators are for targets whose runtime runs a graph node by node; all other
-programs have what they are here, in ATen operators.
+Operators are for targets whose runtime runs a graph node by node, and for a compiler that would take long to fuse what
+they are made of. All other programs have what they are here, in ATen operators.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nanochat_x.operators import define, row_major
 
-#: Name -> schema. The runner has the same list (runners/backends/executorch_rows.cpp).
+#: Name -> schema. The runner has each (runners/kernels/row_operators.h).
 SCHEMAS = {
     "norm": "(Tensor x, float eps) -> Tensor",
     "mix": "(Tensor x, Tensor x_scales, Tensor y, Tensor y_scales, int index) -> Tensor",

@@ -19,13 +19,13 @@ import torch._inductor.cpu_vec_isa
 from safetensors.torch import load_file
 from torch.export import ExportedProgram
 
+from nanochat_x import operators, row_operators
 from nanochat_x.bundle import WEIGHTS
 from nanochat_x.capture import Captured
 from nanochat_x.compiler import find_compiler
 from nanochat_x.console import Progress, format_size
 from nanochat_x.errors import LoweringError
 from nanochat_x.forked import LostProcessError, side_by_side
-from nanochat_x.operators import SCHEMAS
 from nanochat_x.target import Lowered, Machine
 from nanochat_x.targets.quiet import quiet
 
@@ -47,22 +47,26 @@ _FEATURE_MACROS = {
 }  # fmt: skip
 
 
-#: Operator -> declaration of the function that compiled programs call. Inductor makes the name from the operator's.
-C_FUNCTIONS: dict[Any, str] = {
-    torch.ops.nanochat_x.linear.default: "AOTITorchError aoti_torch_cpu_linear("
-    "AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* result)",
-    torch.ops.nanochat_x.linear_compact.default: "AOTITorchError aoti_torch_cpu_linear_compact("
-    "AtenTensorHandle x, AtenTensorHandle blocks, AtenTensorHandle bases, AtenTensorHandle starts,"
-    " AtenTensorHandle columns, AtenTensorHandle values, AtenTensorHandle* result)",
-    torch.ops.nanochat_x.linear_int8.default: "AOTITorchError aoti_torch_cpu_linear_int8("
-    "AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle scales, AtenTensorHandle* result)",
-    torch.ops.nanochat_x.linear_int4.default: "AOTITorchError aoti_torch_cpu_linear_int4("
-    "AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle scales, AtenTensorHandle zeros,"
-    " AtenTensorHandle* result)",
-    torch.ops.nanochat_x.attention.default: "AOTITorchError aoti_torch_cpu_attention("
-    "AtenTensorHandle q, AtenTensorHandle k, AtenTensorHandle v, AtenTensorHandle* past_k, AtenTensorHandle* past_v,"
-    " AtenTensorHandle* position, int64_t window, AtenTensorHandle* result)",
+#: How a schema's types are passed to a C function.
+_C_TYPES = {
+    "Tensor": "AtenTensorHandle",
+    "Tensor?": "AtenTensorHandle*",
+    "float": "double",
+    "int": "int64_t",
+    "SymInt": "int64_t",
+    "bool": "int32_t",
 }
+
+
+def _c_function(name: str, schema: str) -> str:
+    """Declaration of the function that programs call: Inductor makes its name from the operator's."""
+    arguments = [argument.split() for argument in schema[1 : schema.index(")")].split(", ")]
+    parameters = [f"{_C_TYPES[kind]} {argument}" for kind, argument in arguments]
+    return f"AOTITorchError aoti_torch_cpu_{name}({', '.join(parameters)}, AtenTensorHandle* result)"
+
+
+#: Own operators that the runner has for libtorch (runners/backends/operators.h).
+OWN = operators.SCHEMAS | row_operators.SCHEMAS
 
 
 class Aoti:
@@ -76,7 +80,7 @@ class Aoti:
         `kernels`: `own` takes operators of this project, `stock` what Inductor and ATen have.
         """
         self.march = march
-        self.operators = frozenset(SCHEMAS) if kernels == "own" else frozenset()
+        self.operators = frozenset(OWN) if kernels == "own" else frozenset()
         self.machine = Machine(
             platform=platform.system().lower(),
             architecture=platform.machine(),
@@ -140,7 +144,9 @@ class Aoti:
             "cpp.cxx": (None, find_compiler()),
             "compile_threads": 1,  # a pool of processes for kernels that are compiled one by one, as here none are
             # Own operators are calls of C functions that the runner has (runners/backends/operators_c.cpp).
-            "aot_inductor.custom_ops_to_c_shims": {op: [declaration] for op, declaration in C_FUNCTIONS.items()},
+            "aot_inductor.custom_ops_to_c_shims": {
+                getattr(torch.ops.nanochat_x, name).default: [_c_function(name, schema)] for name, schema in OWN.items()
+            },
         }
         if simdlen is not None:
             options["cpp.simdlen"] = simdlen

@@ -57,7 +57,7 @@ def copied(script_bundle: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def load(bundle: Path) -> Any:
-    """The bundle's module, as anyone with torch loads it; own operators are those that nanochat_x.operators defines."""
+    """The module as anyone with torch loads it, with own operators as nanochat_x.row_operators defines them."""
     return torch.jit.load(str(bundle / "model.pt"))  # type: ignore[no-untyped-call]
 
 
@@ -295,7 +295,11 @@ def test_a_missing_method(copied: Path, tmp_path: Path) -> None:
 
 
 def test_operators_are_listed_and_an_unknown_one_is_refused(copied: Path, stock_bundle: Callable[..., Path]) -> None:
-    assert json.loads((copied / "manifest.json").read_text())["operators"] == ["attention", "linear", "linear_compact"]
+    rows = {"heads_first", "mix", "norm", "relu_square", "rotary", "soft_cap"}
+    assert (
+        set(json.loads((copied / "manifest.json").read_text())["operators"])
+        == {"attention", "linear", "linear_compact"} | rows
+    )
     assert "operators" not in json.loads((stock_bundle(SMALL) / "manifest.json").read_text())
     edit_manifest(copied, lambda manifest: manifest["operators"].append("magic"))
     assert "call the operator nanochat_x::magic, which this runner has not; build the runner anew" in refused(copied)

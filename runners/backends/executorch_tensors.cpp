@@ -1,6 +1,6 @@
 #include "executorch_tensors.h"
 
-#include <algorithm>
+#include "rows.h"
 
 namespace nanochat_x::executorch_operators {
 
@@ -9,17 +9,13 @@ std::string& last_error() {
   return text;
 }
 
-Floats::Floats(const Tensor& x, std::int64_t first, std::int64_t count) {
+Floats::Floats(const Tensor& x) {
   if (x.scalar_type() == ScalarType::Float) {
-    data_ = x.const_data_ptr<float>() + first;
+    data_ = x.const_data_ptr<float>();
     return;
   }
-  copy_.resize(static_cast<std::size_t>(count));
-  if (x.scalar_type() == ScalarType::Half) {
-    std::copy_n(x.const_data_ptr<executorch::aten::Half>() + first, count, copy_.data());
-  } else {
-    std::copy_n(x.const_data_ptr<executorch::aten::BFloat16>() + first, count, copy_.data());
-  }
+  copy_.resize(static_cast<std::size_t>(x.numel()));
+  kernels::to_float32(x.const_data_ptr(), *kernel_type(x.scalar_type()), 0, x.numel(), copy_.data());
   data_ = copy_.data();
 }
 
@@ -33,11 +29,8 @@ FloatResult::FloatResult(Tensor& out) : out_(out) {
 }
 
 void FloatResult::store() {
-  if (out_.scalar_type() == ScalarType::Half) {
-    std::copy_n(data_, copy_.size(), out_.mutable_data_ptr<executorch::aten::Half>());
-  } else if (out_.scalar_type() == ScalarType::BFloat16) {
-    std::copy_n(data_, copy_.size(), out_.mutable_data_ptr<executorch::aten::BFloat16>());
-  }
+  if (copy_.empty()) return;
+  kernels::from_float32(data_, out_.numel(), *kernel_type(out_.scalar_type()), out_.mutable_data_ptr(), 0);
 }
 
 }  // namespace nanochat_x::executorch_operators

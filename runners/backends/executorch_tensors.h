@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -52,9 +53,9 @@ Tensor& guarded(et::KernelRuntimeContext& context, Tensor& out, const Function& 
   return out;
 }
 
-/// How the kernels call a dtype. Throws Error for one that they do not have.
-inline kernels::Type type_of(const char* name, const Tensor& t) {
-  switch (t.scalar_type()) {
+/// How the kernels call a dtype, if they have it.
+inline std::optional<kernels::Type> kernel_type(ScalarType type) {
+  switch (type) {
     case ScalarType::Float:
       return kernels::Type::float32;
     case ScalarType::BFloat16:
@@ -62,8 +63,15 @@ inline kernels::Type type_of(const char* name, const Tensor& t) {
     case ScalarType::Half:
       return kernels::Type::float16;
     default:
-      refuse(name, "no kernel for tensors of type " + std::to_string(static_cast<int>(t.scalar_type())));
+      return std::nullopt;
   }
+}
+
+/// The same; throws Error for one that they do not have.
+inline kernels::Type type_of(const char* name, const Tensor& t) {
+  const auto type = kernel_type(t.scalar_type());
+  if (!type) refuse(name, "no kernel for tensors of type " + std::to_string(static_cast<int>(t.scalar_type())));
+  return *type;
 }
 
 /// Gives the result its shape. Throws Error if there is no room for it.
@@ -76,9 +84,7 @@ inline void resize(const char* name, Tensor& out, std::span<const SizesType> siz
 /// Elements of x, float32 or one of the 16-bit types, in float32: as they lie if they are, else a copy.
 class Floats {
  public:
-  explicit Floats(const Tensor& x) : Floats(x, 0, x.numel()) {}
-  /// `count` of them, from `first` on.
-  Floats(const Tensor& x, std::int64_t first, std::int64_t count);
+  explicit Floats(const Tensor& x);
   const float* data() const { return data_; }
 
  private:

@@ -260,7 +260,9 @@ at::Tensor linear_int4(const at::Tensor& x, const at::Tensor& weight, const at::
 }
 
 const std::vector<std::string>& names() {
-  static const std::vector<std::string> all = {"attention", "linear", "linear_compact", "linear_int4", "linear_int8"};
+  static const std::vector<std::string> all = {"attention",      "gate_values", "heads_first", "linear",
+                                               "linear_compact", "linear_int4", "linear_int8", "mix",
+                                               "norm",           "relu_square", "rotary",      "soft_cap"};
   return all;
 }
 
@@ -286,6 +288,13 @@ TORCH_LIBRARY(nanochat_x, library) {
   library.def(
       "attention(Tensor q, Tensor k, Tensor v, Tensor? past_k, Tensor? past_v, Tensor? position, SymInt window)"
       " -> Tensor");
+  library.def("norm(Tensor x, float eps) -> Tensor");
+  library.def("mix(Tensor x, Tensor x_scales, Tensor y, Tensor y_scales, int index) -> Tensor");
+  library.def("rotary(Tensor x, Tensor cos, Tensor sin, float eps, float scale, bool heads_first) -> Tensor");
+  library.def("gate_values(Tensor v, Tensor h, Tensor gate, Tensor table, Tensor ids, float scale) -> Tensor");
+  library.def("heads_first(Tensor x) -> Tensor");
+  library.def("relu_square(Tensor x) -> Tensor");
+  library.def("soft_cap(Tensor x, float cap) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(nanochat_x, CPU, library) {
@@ -294,4 +303,11 @@ TORCH_LIBRARY_IMPL(nanochat_x, CPU, library) {
   library.impl("linear_int8", nanochat_x::operators::linear_int8);
   library.impl("linear_int4", nanochat_x::operators::linear_int4);
   library.impl("attention", nanochat_x::operators::registered_attention);
+  library.impl("norm", nanochat_x::operators::norm);
+  library.impl("mix", nanochat_x::operators::mix);
+  library.impl("rotary", nanochat_x::operators::rotary);
+  library.impl("gate_values", nanochat_x::operators::gate_values);
+  library.impl("heads_first", nanochat_x::operators::heads_first);
+  library.impl("relu_square", nanochat_x::operators::relu_square);
+  library.impl("soft_cap", nanochat_x::operators::soft_cap);
 }

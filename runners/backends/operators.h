@@ -42,6 +42,19 @@ struct Past {
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const std::optional<Past>& past,
                      std::int64_t window);
 
+/// Those of nanochat_x/row_operators.py, which says what each computes, in float32 and rounded once. What does not fit
+/// is nanochat_x::Error.
+at::Tensor norm(const at::Tensor& x, double eps);
+at::Tensor mix(const at::Tensor& x, const at::Tensor& x_scales, const at::Tensor& y, const at::Tensor& y_scales,
+               std::int64_t index);
+at::Tensor rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, double eps, double scale,
+                  bool heads_first);
+at::Tensor gate_values(const at::Tensor& v, const at::Tensor& h, const at::Tensor& gate, const at::Tensor& table,
+                       const at::Tensor& ids, double scale);
+at::Tensor heads_first(const at::Tensor& x);
+at::Tensor relu_square(const at::Tensor& x);
+at::Tensor soft_cap(const at::Tensor& x, double cap);
+
 /// Names of all that is here, as a manifest's `operators` lists those that its programs call.
 const std::vector<std::string>& names();
 

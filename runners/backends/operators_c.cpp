@@ -66,3 +66,51 @@ NANOCHAT_X_EXPORT AOTITorchError aoti_torch_cpu_attention(AtenTensorHandle q, At
         nanochat_x::operators::attention(tensor(q), tensor(k), tensor(v), past, window));
   });
 }
+
+NANOCHAT_X_EXPORT AOTITorchError aoti_torch_cpu_norm(AtenTensorHandle x, double eps, AtenTensorHandle* result) {
+  AOTI_TORCH_CONVERT_EXCEPTION_TO_ERROR_CODE(
+      { *result = torch::aot_inductor::new_tensor_handle(nanochat_x::operators::norm(tensor(x), eps)); });
+}
+
+NANOCHAT_X_EXPORT AOTITorchError aoti_torch_cpu_mix(AtenTensorHandle x, AtenTensorHandle x_scales, AtenTensorHandle y,
+                                                    AtenTensorHandle y_scales, int64_t index,
+                                                    AtenTensorHandle* result) {
+  AOTI_TORCH_CONVERT_EXCEPTION_TO_ERROR_CODE({
+    *result = torch::aot_inductor::new_tensor_handle(
+        nanochat_x::operators::mix(tensor(x), tensor(x_scales), tensor(y), tensor(y_scales), index));
+  });
+}
+
+NANOCHAT_X_EXPORT AOTITorchError aoti_torch_cpu_rotary(AtenTensorHandle x, AtenTensorHandle cos, AtenTensorHandle sin,
+                                                       double eps, double scale, int32_t heads_first,
+                                                       AtenTensorHandle* result) {
+  AOTI_TORCH_CONVERT_EXCEPTION_TO_ERROR_CODE({
+    *result = torch::aot_inductor::new_tensor_handle(
+        nanochat_x::operators::rotary(tensor(x), tensor(cos), tensor(sin), eps, scale, heads_first != 0));
+  });
+}
+
+NANOCHAT_X_EXPORT AOTITorchError aoti_torch_cpu_gate_values(AtenTensorHandle v, AtenTensorHandle h,
+                                                            AtenTensorHandle gate, AtenTensorHandle table,
+                                                            AtenTensorHandle ids, double scale,
+                                                            AtenTensorHandle* result) {
+  AOTI_TORCH_CONVERT_EXCEPTION_TO_ERROR_CODE({
+    *result = torch::aot_inductor::new_tensor_handle(
+        nanochat_x::operators::gate_values(tensor(v), tensor(h), tensor(gate), tensor(table), tensor(ids), scale));
+  });
+}
+
+NANOCHAT_X_EXPORT AOTITorchError aoti_torch_cpu_heads_first(AtenTensorHandle x, AtenTensorHandle* result) {
+  AOTI_TORCH_CONVERT_EXCEPTION_TO_ERROR_CODE(
+      { *result = torch::aot_inductor::new_tensor_handle(nanochat_x::operators::heads_first(tensor(x))); });
+}
+
+NANOCHAT_X_EXPORT AOTITorchError aoti_torch_cpu_relu_square(AtenTensorHandle x, AtenTensorHandle* result) {
+  AOTI_TORCH_CONVERT_EXCEPTION_TO_ERROR_CODE(
+      { *result = torch::aot_inductor::new_tensor_handle(nanochat_x::operators::relu_square(tensor(x))); });
+}
+
+NANOCHAT_X_EXPORT AOTITorchError aoti_torch_cpu_soft_cap(AtenTensorHandle x, double cap, AtenTensorHandle* result) {
+  AOTI_TORCH_CONVERT_EXCEPTION_TO_ERROR_CODE(
+      { *result = torch::aot_inductor::new_tensor_handle(nanochat_x::operators::soft_cap(tensor(x), cap)); });
+}

@@ -8,6 +8,7 @@
 #include <hwy/contrib/math/math-inl.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "formats-inl.h"
@@ -74,6 +75,59 @@ void soft_cap_rows(const float* x, float cap, std::int64_t count, float* out) {
   });
 }
 
+/// Of float16 values: rounded by integers, as Highway's own conversion is on few processors.
+template <class D>
+HWY_INLINE Vector<hn::Rebind<std::uint16_t, D>> float16_of(D d, Vector<D> v) {
+  const hn::RebindToUnsigned<D> words;
+  const hn::Rebind<std::uint16_t, D> halves;
+  const auto bits = hn::BitCast(words, v);
+  const auto magnitude = hn::And(bits, hn::Set(words, 0x7FFFFFFF));
+  // From 2^-14 on: 13 bits of the significand go, the exponent's bias falls from 127 to 15.
+  const auto odd = hn::And(hn::ShiftRight<13>(magnitude), hn::Set(words, 1));
+  const auto normal = hn::ShiftRight<13>(hn::Add(hn::Add(magnitude, odd), hn::Set(words, 0xC8000FFFu)));
+  // Below it: added to 0.5, whose last bit is float16's smallest number, values are rounded by the addition.
+  const auto half = hn::Set(d, 0.5F);
+  const auto small = hn::Sub(hn::BitCast(words, hn::Add(hn::BitCast(d, magnitude), half)), hn::BitCast(words, half));
+  // From 65,520 on: infinity, or a NaN
+  const auto nan = hn::Gt(magnitude, hn::Set(words, 0x7F800000));
+  const auto large = hn::IfThenElse(nan, hn::Set(words, 0x7E00), hn::Set(words, 0x7C00));
+  auto out = hn::IfThenElse(hn::Lt(magnitude, hn::Set(words, 0x38800000)), small, normal);
+  out = hn::IfThenElse(hn::Lt(magnitude, hn::Set(words, 0x477FF000)), out, large);
+  const auto sign = hn::ShiftRight<16>(hn::AndNot(hn::Set(words, 0x7FFFFFFF), bits));
+  return hn::TruncateTo(halves, hn::Or(out, sign));
+}
+
+template <class D>
+HWY_INLINE Vector<hn::Rebind<std::uint16_t, D>> bfloat16_of(D, Vector<D> v) {
+  const hn::RebindToUnsigned<D> words;
+  const auto bits = hn::BitCast(words, v);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(words, 1));
+  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(words, 0x7FFF)));
+  const auto nan = hn::Or(bits, hn::Set(words, 0x400000));
+  const auto whole = hn::IfThenElse(hn::RebindMask(words, hn::IsNaN(v)), nan, rounded);
+  return hn::TruncateTo(hn::Rebind<std::uint16_t, D>(), hn::ShiftRight<16>(whole));
+}
+
+void to_float32_values(const void* from, Type type, std::int64_t first, std::int64_t count, float* out) {
+  with_plain(1, from, type, [=](const auto& stored) HWY_ATTR {
+    const auto* const at = stored.w + first;
+    for_each(count, [=](auto d, std::int64_t i) HWY_ATTR { hn::StoreU(load(d, at + i), d, out + i); });
+  });
+}
+
+void from_float32_values(const float* x, std::int64_t count, Type type, void* to, std::int64_t first) {
+  if (type == Type::float32) {
+    std::copy_n(x, count, static_cast<float*>(to) + first);
+    return;
+  }
+  auto* const out = static_cast<std::uint16_t*>(to) + first;
+  for_each(count, [=](auto d, std::int64_t i) HWY_ATTR {
+    const auto v = hn::LoadU(d, x + i);
+    const hn::Rebind<std::uint16_t, decltype(d)> halves;
+    hn::StoreU(type == Type::bfloat16 ? bfloat16_of(d, v) : float16_of(d, v), halves, out + i);
+  });
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace nanochat_x::kernels
 HWY_AFTER_NAMESPACE();
@@ -86,6 +140,8 @@ HWY_EXPORT(mix_rows);
 HWY_EXPORT(rotate_row);
 HWY_EXPORT(relu_square_rows);
 HWY_EXPORT(soft_cap_rows);
+HWY_EXPORT(to_float32_values);
+HWY_EXPORT(from_float32_values);
 
 void norm(const float* x, std::int64_t width, float eps, float scale, float* out) {
   HWY_DYNAMIC_DISPATCH(norm_row)(x, width, eps, scale, out);
@@ -105,6 +161,14 @@ void relu_square(const float* x, std::int64_t count, float* out) {
 
 void soft_cap(const float* x, float cap, std::int64_t count, float* out) {
   HWY_DYNAMIC_DISPATCH(soft_cap_rows)(x, cap, count, out);
+}
+
+void to_float32(const void* from, Type type, std::int64_t first, std::int64_t count, float* out) {
+  HWY_DYNAMIC_DISPATCH(to_float32_values)(from, type, first, count, out);
+}
+
+void from_float32(const float* x, std::int64_t count, Type type, void* to, std::int64_t first) {
+  HWY_DYNAMIC_DISPATCH(from_float32_values)(x, count, type, to, first);
 }
 
 }  // namespace nanochat_x::kernels

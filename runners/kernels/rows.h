@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "kernels.h"
+
 namespace nanochat_x::kernels {
 
 /// What stands between a model's products: functions of rows of float32, each in one pass or two. A result may be
@@ -22,5 +24,11 @@ void relu_square(const float* x, std::int64_t count, float* out);
 
 /// out = cap tanh(x / cap).
 void soft_cap(const float* x, float cap, std::int64_t count, float* out);
+
+/// Elements [first, first + count) of those at `from`, in float32.
+void to_float32(const void* from, Type type, std::int64_t first, std::int64_t count, float* out);
+
+/// Writes `count` values as elements of `to` from `first` on, rounded to nearest, ties to even. NaN stays NaN.
+void from_float32(const float* x, std::int64_t count, Type type, void* to, std::int64_t first);
 
 }  // namespace nanochat_x::kernels
