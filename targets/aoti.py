@@ -133,7 +133,8 @@ class Aoti:
     def _options(self, role: str, simdlen: int | None) -> dict[str, Any]:
         # One token is little work but for the products, whose kernels have threads of their own: to wake threads for
         # each small loop between them costs more than the loop.
-        serial_loops = role == "decode" and bool(self.operators)
+        one_token = role == "decode"
+        serial_loops = one_token and bool(self.operators)
         options: dict[str, Any] = {
             # Several programs use one set of weights: the runner maps one file and lends it to all of them.
             "aot_inductor.package_constants_in_so": False,
@@ -142,6 +143,8 @@ class Aoti:
             **({"cpp.threads": 1} if serial_loops else {"cpp.dynamic_threads": True}),
             "cpp.march": self.march,
             "cpp.cxx": (None, find_compiler()),
+            # What calls the kernels takes the compiler long, and is little work but for one token.
+            **({} if one_token else {"aot_inductor.compile_wrapper_opt_level": "O0"}),
             "compile_threads": 1,  # a pool of processes for kernels that are compiled one by one, as here none are
             # Own operators are calls of C functions that the runner has (runners/backends/operators_c.cpp).
             "aot_inductor.custom_ops_to_c_shims": {
