@@ -4,7 +4,8 @@
 // `apart()` behind them. Of group<true>(...) Group::raw gives what is stored, to be multiplied by `scale` once a group;
 // of group<false>(...) Group::values gives the weights themselves. kScaled says that raw is no weight yet, kNumbers
 // that what is stored are weights. bytes(row) is where a row begins, of which a step reads kStepBytes. part(k, count)
-// is some columns, of what is not kScaled.
+// is some columns, of what is not kScaled. kAhead: bytes behind a step that are asked for with it, where a row is read
+// alone; 0 where the processor sees by itself what comes.
 #if defined(NANOCHAT_X_KERNELS_FORMATS_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef NANOCHAT_X_KERNELS_FORMATS_INL_H
 #undef NANOCHAT_X_KERNELS_FORMATS_INL_H
@@ -56,7 +57,7 @@ HWY_INLINE Vector<D> load(D d, const Half* p) {
 template <class D, class Stored>
 struct Plain {
   static constexpr bool kScaled = false, kNumbers = true;
-  static constexpr std::int64_t kStepBytes = 2 * kLanes<D> * static_cast<std::int64_t>(sizeof(Stored));
+  static constexpr std::int64_t kStepBytes = 2 * kLanes<D> * static_cast<std::int64_t>(sizeof(Stored)), kAhead = 0;
   const Stored* w;
   std::int64_t K, stride;
 

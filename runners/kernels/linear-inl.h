@@ -6,6 +6,7 @@
 #define NANOCHAT_X_KERNELS_LINEAR_INL_H
 #endif
 
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <algorithm>
@@ -62,6 +63,10 @@ HWY_INLINE void tile(D d, const Format& f, const float* x, const Output& to, std
         next.template fetch<1>();
       } else if constexpr (R > 1) {
         ahead.template fetch<2>();
+      } else if constexpr (Format::kAhead > 0) {
+        const auto* const now =
+            static_cast<const std::uint8_t*>(f.bytes(row)) + (g * f.steps() + step) * Format::kStepBytes;
+        hwy::Prefetch(now + Format::kAhead);  // whatever lies there
       }
       for (int r = 0; r < R; ++r) {
         if constexpr (kLate) {
