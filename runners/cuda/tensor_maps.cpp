@@ -10,6 +10,8 @@
 namespace nanochat_x::cuda {
 namespace {
 
+constexpr int kBoxColumns = Entries<WeightFormat::kBfloat16>::kBoxColumns;
+
 using Encode = decltype(&cuTensorMapEncodeTiled);
 
 // The driver's library is not linked: the runtime finds it.
@@ -22,11 +24,13 @@ Encode encoder() {
   return reinterpret_cast<Encode>(found);
 }
 
-CUtensorMap map_of(Encode encode, const void* matrix, std::int64_t rows, std::int64_t columns) {
-  using E = Entries<WeightFormat::kBfloat16>;
+}  // namespace
+
+CUtensorMap matrix_map(const void* matrix, std::int64_t rows, std::int64_t columns, int box_rows) {
+  static const Encode encode = encoder();
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
   const cuuint64_t row_bytes[] = {2 * sizes[0]};
-  const cuuint32_t box[] = {E::kBoxColumns, kNarrowRows}, steps[] = {1, 1};
+  const cuuint32_t box[] = {kBoxColumns, static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
   CUtensorMap map{};
   const CUresult status = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(matrix), sizes, row_bytes,
                                  box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
@@ -35,14 +39,11 @@ CUtensorMap map_of(Encode encode, const void* matrix, std::int64_t rows, std::in
   return map;
 }
 
-}  // namespace
-
 DeviceArray<TensorMaps> tensor_maps(const DecoderModel& model) {
-  const Encode encode = encoder();
   std::vector<TensorMaps> maps;
   for (const DecoderLayer& layer : model.layers) {
-    maps.push_back({map_of(encode, layer.c_proj, model.n_embd, model.n_embd),
-                    map_of(encode, layer.mlp_c_proj, model.n_embd, model.mlp_width)});
+    maps.push_back({matrix_map(layer.c_proj, model.n_embd, model.n_embd, kNarrowRows),
+                    matrix_map(layer.mlp_c_proj, model.n_embd, model.mlp_width, kNarrowRows)});
   }
   return DeviceArray<TensorMaps>(std::span<const TensorMaps>(maps));
 }
