@@ -1,141 +1,332 @@
 #pragma once
 
-// Attention of a step of one token a row: as attend_tokens.cuh, but a block makes its query from what the product gave,
-// and the one with the last keys the new key and value too, which it appends to the cache.
+// Attention of a step of one token a row, which reads keys and values of each row and head once. They are a run of
+// tiles, item behind item (a row's head), which is dealt out to the blocks evenly: one to a multiprocessor. In each,
+// one thread has tiles copied into a ring in shared memory, from before the product in front of this kernel has ended:
+// they are there since earlier steps. The warps make queries, and new keys and values, and attend to a tile together.
+//
+// An item that begins in one block and ends in another is added up by the block that is the last to have its part.
+// Exponentials are taken without the largest score, as in attend.cuh.
 
 #include <cuda_bf16.h>
 
 #include <cstdint>
 
 #include "attend_tokens.cuh"
+#include "barrier.cuh"
 #include "dependent.cuh"
+#include "head_vector.cuh"
+#include "packed.cuh"
+#include "ring.cuh"
 #include "row_kernels.cuh"
 
 namespace nanochat_x::cuda {
 
+inline constexpr int kStepWarps = 8, kStepConsumers = 32 * kStepWarps, kStepThreads = kStepConsumers + 32;
+inline constexpr int kStepKeys = 4 * kStepWarps;                 // each warp has four
+inline constexpr int kStepTileBytes = kStepKeys * kHeadDim * 2;  // of keys, and as many of values
+inline constexpr int kStepStages = 5;                            // of the ring
+
 struct AttendStepParams {
   HeadParams heads;
-  AttendParams attend;
+  AttendParams attend;  // `parts`: two of each block
+  int rows;
+  unsigned* arrived;  // [rows, n_head]: parts of an item that are there; zeros between kernels
 };
 
-// A head in the registers of eight lanes: lane l has dims 16 (l % 8) and on.
-struct EightLanes {
-  float v[16];
+struct AttendStepMemory {
+  alignas(128) unsigned char tiles[kStepStages][2][kStepTileBytes];
+  alignas(16) float query[kStepWarps][kHeadDim];          // of some items, of as many as there are warps
+  alignas(16) float fresh[kStepWarps][kHeadDim];          // the new values, weighted
+  alignas(16) float sum[2][kStepWarps][kHeadDim];         // of values, by warp; of one item while another's are read
+  float fresh_weight[kStepWarps], weight[2][kStepWarps];  // sums of exponentials
+  std::uint64_t full[kStepStages], empty[kStepStages];
+  bool is_last;
+};
 
-  __device__ void load(const __nv_bfloat16* head) {
-    Sixteen raw;
-    raw.load(head + threadIdx.x % 8 * 16);
-    raw.each([&](int i, float2 two) {
-      v[2 * i] = two.x;
-      v[2 * i + 1] = two.y;
-    });
+// One head of one row, and the keys before the new one.
+struct StepItem {
+  int row, head, begin;  // begin: the first of its tiles among all
+  int position, first, count;
+
+  __device__ void see(const AttendStepParams& p) {
+    position = row < p.rows ? __ldg(p.attend.position + row) : 0;
+    first = max(0, position - p.attend.window);
+    count = position - first;
   }
-
-  // Rotary embedding of a position, whose angles' cos and sin are given, then norm and scale.
-  __device__ void rotate_and_norm(const float* cos, const float* sin, float eps, float scale) {
-    const float sign = threadIdx.x % 8 < 4 ? 1.0F : -1.0F;
-    float squares = 0;
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      const int angle = static_cast<int>(threadIdx.x % 4) * 16 + i;
-      const float other = __shfl_xor_sync(~0U, v[i], 4);  // 64 dims away
-      v[i] = v[i] * cos[angle] + sign * other * sin[angle];
-      squares += v[i] * v[i];
-    }
-    multiply(scale * rsqrtf(lanes_sum<8>(squares) * (1.0F / kHeadDim) + eps));
-  }
-
-  __device__ void multiply(float factor) {
-#pragma unroll
-    for (float& value : v) value *= factor;
-  }
-
-  // Rounds to bfloat16, and puts that to `to` if this warp is to write it.
-  __device__ void append(__nv_bfloat16* to, bool writes) {
-    std::uint32_t two[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      two[i] = pack(v[2 * i], v[2 * i + 1]);
-      const float2 rounded = unpack(two[i]);
-      v[2 * i] = rounded.x;
-      v[2 * i + 1] = rounded.y;
-    }
-    if (!writes || threadIdx.x % 32 >= 8) return;
-    auto* at = reinterpret_cast<uint4*>(to + threadIdx.x % 8 * 16);
-    at[0] = make_uint4(two[0], two[1], two[2], two[3]);
-    at[1] = make_uint4(two[4], two[5], two[6], two[7]);
+  // One at least: the new key belongs to an item's last tile.
+  __device__ int tiles() const { return max(1, (count + kStepKeys - 1) / kStepKeys); }
+  __device__ int end() const { return begin + tiles(); }
+  __device__ int keys_of(int tile) const { return max(0, min(kStepKeys, count - (tile - begin) * kStepKeys)); }
+  __device__ void next(const AttendStepParams& p) {
+    begin = end();
+    if (++head < p.attend.n_head) return;
+    head = 0;
+    ++row;
+    see(p);
   }
 };
 
-// v += gate * value_embed[token]
-__device__ inline void add_value_embed(EightLanes& value, const HeadParams& h, int row, int kv_head) {
-  float gate = 0;
-  for (int channel = static_cast<int>(threadIdx.x) % 8; channel < h.gate_channels; channel += 8) {
-    gate += __bfloat162float(h.normed[static_cast<long long>(row) * h.n_embd + channel]) *
-            h.ve_gate[kv_head * h.gate_channels + channel];
-  }
-  gate = h.gate_scale * sigmoid(lanes_sum<8>(gate));
-  EightLanes embed;
-  embed.load(h.value_embed + (static_cast<long long>(h.tokens.token[row]) * h.n_kv_head + kv_head) * kHeadDim);
-#pragma unroll
-  for (int i = 0; i < 16; ++i) value.v[i] += gate * embed.v[i];
-}
+class AttendStep {
+ public:
+  explicit __device__ AttendStep(const AttendStepParams& params)
+      : p_(params), memory_(*reinterpret_cast<AttendStepMemory*>(shared_memory)) {}
 
-// Has the first keys and values that this block reads brought into the L2 cache; they are there since earlier steps.
-__device__ inline void prefetch_keys(const __nv_bfloat16* keys, const __nv_bfloat16* values, int count) {
-  if (threadIdx.x != 0 || count <= 0) return;
-  for (const __nv_bfloat16* from : {keys, values}) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(min(count, 64) * kHeadDim * 2)
-                 : "memory");
-  }
-}
-
-// Grid: pieces, heads, rows.
-__global__ void __launch_bounds__(kTokenThreads) attend_step(const __grid_constant__ AttendStepParams p) {
-  const HeadParams& h = p.heads;
-  const AttendParams& a = p.attend;
-  const int piece = static_cast<int>(blockIdx.x), pieces = static_cast<int>(gridDim.x);
-  const int head = static_cast<int>(blockIdx.y), row = static_cast<int>(blockIdx.z), kv_head = head / a.group;
-  const int position = a.position[row];
-  const int first = max(0, position - a.window), count = position - first;  // without the new one
-  const int each = (count + pieces - 1) / pieces;
-  const int begin = first + min(piece * each, count), end = min(begin + each, position);
-  const long long from = row * a.cache_row + kv_head * a.cache_head;
-  const __nv_bfloat16 *keys = a.keys + from, *values = a.values + from;
-  allow_dependent();
-  prefetch_keys(keys + static_cast<long long>(begin) * kHeadDim, values + static_cast<long long>(begin) * kHeadDim,
-                end - begin);
-  await_dependence();
-
-  const __nv_bfloat16* raw = h.qkv + static_cast<long long>(row) * a.q_stride;
-  const float *cos = h.cos + position * (kHeadDim / 2), *sin = h.sin + position * (kHeadDim / 2);
-  EightLanes query;
-  query.load(raw + head * kHeadDim);
-  query.rotate_and_norm(cos, sin, h.norm_eps, h.qk_scale);
-  query.multiply(kScoreScale);
-  WarpPart part;
-  if (piece == pieces - 1 && threadIdx.x < 32) {
-    const bool writes = head % a.group == 0;  // the first of the KV head's queries
-    const long long at = from + static_cast<long long>(position) * kHeadDim;
-    EightLanes fresh;
-    fresh.load(raw + (h.n_head + kv_head) * kHeadDim);
-    fresh.rotate_and_norm(cos, sin, h.norm_eps, h.qk_scale);
-    fresh.append(h.keys + at, writes);
-    float score = 0;
-#pragma unroll
-    for (int i = 0; i < 16; ++i) score += fresh.v[i] * query.v[i];
-    part.largest = lanes_sum<8>(score);
-    fresh.load(raw + (h.n_head + h.n_kv_head + kv_head) * kHeadDim);
-    if (h.value_embed != nullptr) add_value_embed(fresh, h, row, kv_head);
-    fresh.append(h.values + at, writes);
-    if (threadIdx.x < 8) {
-      part.total = 1;
-#pragma unroll
-      for (int i = 0; i < 16; ++i) part.out[i] = fresh.v[i];
+  __device__ void run() {
+    if (thread_ == 0) {
+      for (int i = 0; i < kStepStages; ++i) {
+        init_barrier(&memory_.full[i], 1);
+        init_barrier(&memory_.empty[i], kStepWarps);
+      }
+      asm volatile("fence.mbarrier_init.release.cluster;\n fence.proxy.async.shared::cta;" ::: "memory");
+    }
+    allow_dependent();
+    __syncthreads();
+    deal_out();
+    if (thread_ >= kStepConsumers) {
+      if (lane_ == 0) produce();
+      return;
+    }
+    StepItem item = first_;
+    int tile = begin_;
+    bool waits = true;
+    while (tile < end_) {
+      prepare(item, waits);
+      waits = false;
+      sync();
+      for (int i = 0; i < kStepWarps && tile < end_; ++i) {
+        attend(item, tile, i);
+        if (tile == item.end()) item.next(p_);
+      }
+      if (tile < end_) sync();  // queries have been read
     }
   }
-  part.attend(query.v, keys, values, begin, end);
-  write_query(a, part, row, head, piece, pieces);
+
+ private:
+  static __device__ void sync() { asm volatile("bar.sync 1, %0;" ::"n"(kStepConsumers) : "memory"); }
+  static __device__ void sync_finishers() { asm volatile("bar.sync 2, %0;" ::"n"(kHeadDim) : "memory"); }
+
+  __device__ int tiles_of_row(int row) const {
+    if (row >= p_.rows) return 0;
+    StepItem item{row, 0, 0, 0, 0, 0};
+    item.see(p_);
+    return p_.attend.n_head * item.tiles();
+  }
+
+  // Which tiles are this block's, and the item that the first of them belongs to.
+  __device__ void deal_out() {
+    int all = 0;
+    for (int base = 0; base < p_.rows; base += 32) all += __reduce_add_sync(~0U, tiles_of_row(base + lane_));
+    all_ = all;
+    blocks_ = min(static_cast<int>(gridDim.x), all);
+    if (static_cast<int>(blockIdx.x) >= blocks_) return;
+    const auto begin_of = [&](unsigned block) {
+      return static_cast<int>(static_cast<long long>(all) * block / blocks_);
+    };
+    begin_ = begin_of(blockIdx.x);
+    end_ = begin_of(blockIdx.x + 1);
+    int before = 0;
+    for (int base = 0;; base += 32) {
+      const int own = tiles_of_row(base + lane_);
+      int end = own;
+#pragma unroll
+      for (int distance = 1; distance < 32; distance *= 2) {
+        const int other = __shfl_up_sync(~0U, end, distance);
+        if (lane_ >= distance) end += other;
+      }
+      const unsigned behind = __ballot_sync(~0U, before + end > begin_);
+      if (behind != 0) {
+        const int which = __ffs(static_cast<int>(behind)) - 1;
+        first_.row = base + which;
+        first_.begin = before + __shfl_sync(~0U, end - own, which);
+        break;
+      }
+      before += __shfl_sync(~0U, end, 31);
+    }
+    first_.see(p_);
+    first_.head = (begin_ - first_.begin) / first_.tiles();
+    first_.begin += first_.head * first_.tiles();
+  }
+  __device__ int block_of(int tile) const {
+    return static_cast<int>((static_cast<long long>(tile + 1) * blocks_ - 1) / all_);
+  }
+
+  __device__ long long in_cache(const StepItem& item) const {
+    return item.row * p_.attend.cache_row + item.head / p_.attend.group * p_.attend.cache_head;
+  }
+
+  __device__ long long first_of(const StepItem& item, int tile) const {
+    return in_cache(item) + static_cast<long long>(item.first + (tile - item.begin) * kStepKeys) * kHeadDim;
+  }
+
+  // By one thread: all of the block's tiles.
+  __device__ void produce() const {
+    StepItem item = first_;
+    const std::uint64_t policy = evict_first();
+    for (int tile = begin_; tile < end_; ++tile) {
+      if (tile == item.end()) item.next(p_);
+      const int turn = tile - begin_, stage = turn % kStepStages;
+      if (turn >= kStepStages) wait_barrier(&memory_.empty[stage], (turn / kStepStages - 1) & 1);
+      const int bytes = item.keys_of(tile) * kHeadDim * 2;
+      expect_bytes(&memory_.full[stage], 2 * bytes);
+      if (bytes == 0) continue;
+      const long long from = first_of(item, tile);
+      copy_bulk(shared_address(memory_.tiles[stage][0]), p_.attend.keys + from, bytes, &memory_.full[stage], policy);
+      copy_bulk(shared_address(memory_.tiles[stage][1]), p_.attend.values + from, bytes, &memory_.full[stage], policy);
+    }
+  }
+
+  // Each warp makes the query of an item, from `item` on, and, of those that end here, the new key and value.
+  __device__ void prepare(StepItem item, bool waits) {
+    for (int i = 0; i < warp_ && item.begin < end_; ++i) item.next(p_);
+    if (item.begin >= end_) {
+      if (waits) await_dependence();
+      return;
+    }
+    const HeadParams& h = p_.heads;
+    const int kv_head = item.head / p_.attend.group;
+    const Rotary rotary = Rotary::load(h.cos + item.position * (kHeadDim / 2), h.sin + item.position * (kHeadDim / 2));
+    const bool ends = item.end() <= end_, has_embed = ends && h.value_embed != nullptr;
+    HeadVector embed{};
+    if (has_embed) {
+      embed = HeadVector::load(h.value_embed +
+                               (static_cast<long long>(h.tokens.token[item.row]) * h.n_kv_head + kv_head) * kHeadDim);
+    }
+    if (waits) await_dependence();
+    const __nv_bfloat16* raw = h.qkv + item.row * p_.attend.q_stride;
+    HeadVector query = HeadVector::load(raw + item.head * kHeadDim);
+    HeadVector key{}, value{};
+    if (ends) {
+      key = HeadVector::load(raw + (h.n_head + kv_head) * kHeadDim);
+      value = HeadVector::load(raw + (h.n_head + h.n_kv_head + kv_head) * kHeadDim);
+    }
+    query.scale(kScoreScale * query.rotate(rotary, h.norm_eps, h.qk_scale));
+    query.store(memory_.query[warp_]);
+    float weight = 0;
+    if (ends) {
+      if (has_embed) value.add(gate_of(item.row, kv_head), embed);
+      key.scale(key.rotate(rotary, h.norm_eps, h.qk_scale));
+      const long long at = in_cache(item) + static_cast<long long>(item.position) * kHeadDim;
+      const bool appends = item.head % p_.attend.group == 0;  // the first of the KV head's queries
+      key.append(h.keys + at, appends);
+      value.append(h.values + at, appends);
+      weight = exp2f(warp_sum(query.dot(key)));
+      value.scale(weight);
+    }
+    value.store(memory_.fresh[warp_]);
+    if (lane_ == 0) memory_.fresh_weight[warp_] = weight;
+  }
+
+  __device__ float gate_of(int row, int kv_head) const {
+    const HeadParams& h = p_.heads;
+    float gate = 0;
+    for (int channel = lane_; channel < h.gate_channels; channel += 32) {
+      gate += __bfloat162float(h.normed[static_cast<long long>(row) * h.n_embd + channel]) *
+              h.ve_gate[kv_head * h.gate_channels + channel];
+    }
+    gate = warp_sum(gate);
+    if (h.norm_factor != nullptr) gate *= h.norm_factor[row];
+    return h.gate_scale * sigmoid(gate);
+  }
+
+  // The tiles of an item that are this block's, from `tile` on; its query is the i-th that was made. Lane l has dims
+  // 8 (l % 8) and on, and those 64 behind, of key l / 8 of the warp's four.
+  __device__ void attend(const StepItem& item, int& tile, int i) {
+    float query[16], out[16] = {}, total = 0;
+    const int dim = lane_ % 8 * 8;
+#pragma unroll
+    for (int j = 0; j < 16; j += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(&memory_.query[i][dim + j % 8 + j / 8 * 64]);
+      query[j] = four.x, query[j + 1] = four.y, query[j + 2] = four.z, query[j + 3] = four.w;
+    }
+    const int stop = min(item.end(), end_), buffer = buffer_;
+    buffer_ ^= 1;
+    for (; tile < stop; ++tile) {
+      const int turn = tile - begin_, stage = turn % kStepStages;
+      wait_barrier(&memory_.full[stage], (turn / kStepStages) & 1);
+      const int keys = item.keys_of(tile);
+      if (4 * warp_ < keys) {
+        const int which = 4 * warp_ + lane_ / 8, there = min(which, keys - 1);
+        const auto* key = reinterpret_cast<const uint4*>(memory_.tiles[stage][0]) + there * 16 + lane_ % 8;
+        const auto* value = reinterpret_cast<const uint4*>(memory_.tiles[stage][1]) + there * 16 + lane_ % 8;
+        const float score = lanes_sum<8>(dot8(key[0], query) + dot8(key[8], query + 8));
+        const float weight = which < keys ? exp2f(score) : 0.0F;
+        total += weight;
+        add8(out, weight, value[0]);
+        add8(out + 8, weight, value[8]);
+      }
+      __syncwarp();
+      if (lane_ == 0) arrive(&memory_.empty[stage], 1);
+    }
+    // Lanes l, l + 8, l + 16 and l + 24 have the same dims of different keys: each is left with four of them.
+    halve<16>(out, 16);
+    halve<8>(out, 8);
+    total += __shfl_xor_sync(~0U, total, 16);
+    total += __shfl_xor_sync(~0U, total, 8);
+    *reinterpret_cast<float4*>(&memory_.sum[buffer][warp_][dim + (lane_ & 16 ? 64 : 0) + (lane_ & 8 ? 4 : 0)]) =
+        make_float4(out[0], out[1], out[2], out[3]);
+    if (lane_ == 0) memory_.weight[buffer][warp_] = total;
+    sync();
+    if (thread_ < kHeadDim) finish(item, i, buffer);
+  }
+
+  // A thread has a dim.
+  __device__ void finish(const StepItem& item, int i, int buffer) {
+    const bool ends = item.end() <= end_;
+    float sum = ends ? memory_.fresh[i][thread_] : 0, total = ends ? memory_.fresh_weight[i] : 0;
+#pragma unroll
+    for (int j = 0; j < kStepWarps; ++j) {
+      sum += memory_.sum[buffer][j][thread_];
+      total += memory_.weight[buffer][j];
+    }
+    const bool begins = item.begin >= begin_;
+    if (!(begins && ends)) {
+      if (!join(item, begins, sum, total)) return;
+    }
+    const long long which = static_cast<long long>(item.row) * p_.attend.n_head + item.head;
+    p_.attend.out[which * kHeadDim + thread_] = __float2bfloat16(sum / total);
+  }
+
+  // Leaves this block's part of an item for the others. False if not all of them are there, else it has them all.
+  __device__ bool join(const StepItem& item, bool begins, float& sum, float& total) {
+    const auto part_of = [&](int block, bool first) {
+      return p_.attend.parts + (2 * block + (first ? 1 : 0)) * kPartStride;
+    };
+    float* own = part_of(static_cast<int>(blockIdx.x), begins);
+    own[thread_] = sum;
+    if (thread_ == 0) own[kHeadDim] = total;
+    __threadfence();
+    sync_finishers();
+    const int from = block_of(item.begin), to = block_of(item.end() - 1);
+    if (thread_ == 0) {
+      unsigned* arrived = p_.arrived + static_cast<long long>(item.row) * p_.attend.n_head + item.head;
+      memory_.is_last = atomicAdd(arrived, 1U) == static_cast<unsigned>(to - from);
+      if (memory_.is_last) *arrived = 0;
+    }
+    sync_finishers();
+    if (!memory_.is_last) return false;
+    __threadfence();
+    sum = total = 0;
+    for (int block = from; block <= to; ++block) {
+      const float* part = part_of(block, block == from);
+      sum += __ldcg(part + thread_);
+      total += __ldcg(part + kHeadDim);
+    }
+    return true;
+  }
+
+  const AttendStepParams& p_;
+  AttendStepMemory& memory_;
+  const int thread_ = static_cast<int>(threadIdx.x), warp_ = thread_ / 32, lane_ = thread_ % 32;
+  int all_ = 0, begin_ = 0, end_ = 0;  // tiles: of all blocks, of this one
+  int blocks_ = 0;                     // that have tiles, the first ones
+  StepItem first_{};
+  int buffer_ = 0;
+};
+
+// Grid: as many blocks as are to be busy.
+__global__ void __launch_bounds__(kStepThreads, 1) attend_step(const __grid_constant__ AttendStepParams p) {
+  AttendStep(p).run();
 }
 
 }  // namespace nanochat_x::cuda

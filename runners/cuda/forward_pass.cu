@@ -8,6 +8,7 @@
 #include "attend_prompt.cuh"
 #include "attend_step.cuh"
 #include "attend_tokens.cuh"
+#include "batch_products.h"
 #include "check.h"
 #include "device_memory.h"
 #include "forward_pass.h"
@@ -17,6 +18,7 @@
 #include "nanochat_x/error.h"
 #include "row_kernels.cuh"
 #include "stream.h"
+#include "warming.cuh"
 
 namespace nanochat_x::cuda {
 namespace {
@@ -33,6 +35,8 @@ struct Call {
   cudaStream_t stream;
 
   std::int64_t tokens() const { return rows * length; }
+  // A step of one token a row that kernels of this project compute alone.
+  bool is_batch() const { return length == 1 && rows <= BatchProducts::kMostRows && (kept == 0 || kept == rows); }
   auto key() const { return std::tuple(rows, length, kept, cache.keys, cache.values, cache.rows, cache.capacity); }
 };
 
@@ -73,11 +77,35 @@ struct ForwardPass::Parts {
     array(qkv, most * heads * kHeadDim);
     array(attended, most * c);
     array(hidden, most * model.mlp_width);
-    array(parts, kPartBlocks * kPartStride);
+    multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount);
+    array(parts, std::max<std::int64_t>(kPartBlocks, 2 * multiprocessors) * kPartStride);
+    array(arrived, most * model.n_head);
     array(logits, std::min(most, kMostLogitRows) * model.vocab);
+    array(squares, most * RowSquares::kMost);
+    array(norm_factor, most);
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(attend_prompt),
                                cudaFuncAttributeMaxDynamicSharedMemorySize, kPromptShared),
           "asking for shared memory");
+    // A multiprocessor runs two kernels at a time only if they divide its memory alike (batch_product.cuh).
+    for (const void* function :
+         {reinterpret_cast<const void*>(attend_step), reinterpret_cast<const void*>(embed_rows)}) {
+      check(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                 cudaSharedmemCarveoutMaxShared),
+            "asking for shared memory");
+    }
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(attend_step), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               sizeof(AttendStepMemory)),
+          "asking for shared memory");
+    products = std::make_unique<BatchProducts>(model, BatchArrays{.tokens = most,
+                                                                  .x = x.data(),
+                                                                  .x0 = x0.data(),
+                                                                  .middle = middle.data(),
+                                                                  .rounded = normed.data(),
+                                                                  .attended = attended.data(),
+                                                                  .qkv = qkv.data(),
+                                                                  .hidden = hidden.data(),
+                                                                  .squares = squares.data(),
+                                                                  .norm_factor = norm_factor.data()});
   }
 
   void run(const Step& step, const Pass& pass, const DecoderCache& first, float* out, cudaStream_t stream) {
@@ -165,7 +193,16 @@ struct ForwardPass::Parts {
 
   void layers_of(const Call& call) {
     embed(call);
-    for (std::size_t i = 0; i < layers.size(); ++i) layer(call, i);
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      if (call.is_batch()) {
+        products->heads(i, call.rows, call.stream);
+        attention(call, i);
+        products->add_attended(i, call.rows, call.stream);
+        products->add_mlp(i, call.rows, warming(call, i + 1), call.stream);
+      } else {
+        layer(call, i);
+      }
+    }
   }
 
   static bool has_lambdas(const LayerParams& w) { return w.resid_lambda != 1 || w.x0_lambda != 0; }
@@ -182,6 +219,12 @@ struct ForwardPass::Parts {
     p.smear_lambda = model.smear_lambda;
     p.x = x.data();
     p.x0 = x0.data();
+    p.own = 1;
+    if (call.is_batch()) {
+      p.own = layers.front().resid_lambda + layers.front().x0_lambda;
+      p.rounded = normed.data();
+      p.squares = {squares.data(), RowSquares::kMost};
+    }
     launch({.grid = dim3(static_cast<unsigned>(call.tokens())), .threads = kRowThreads, .stream = call.stream},
            embed_rows, p);
   }
@@ -241,6 +284,7 @@ struct ForwardPass::Parts {
     h.cos = model.cos;
     h.sin = model.sin;
     h.normed = normed.data();
+    if (call.is_batch()) h.norm_factor = norm_factor.data();
     h.value_embed = w.value_embed;
     h.ve_gate = w.ve_gate;
     h.gate_channels = static_cast<int>(model.gate_channels);
@@ -252,6 +296,21 @@ struct ForwardPass::Parts {
     h.keys = static_cast<__nv_bfloat16*>(call.cache.keys) + layer;
     h.values = static_cast<__nv_bfloat16*>(call.cache.values) + layer;
     return h;
+  }
+
+  // What the attention of layer `index` begins with; behind the last layer, nothing.
+  Warming warming(const Call& call, std::size_t index) {
+    if (index == layers.size()) return {};
+    const HeadParams h = head_params(call, index);
+    return {.keys = h.keys,
+            .values = h.values,
+            .cache_row = h.cache_row,
+            .cache_head = h.cache_head,
+            .position = h.tokens.position,
+            .rows = static_cast<int>(call.rows),
+            .n_kv_head = h.n_kv_head,
+            .window = layers[index].window,
+            .most = kWarmed};
   }
 
   AttendParams attend_params(const Call& call, const HeadParams& h, int window) {
@@ -278,12 +337,12 @@ struct ForwardPass::Parts {
     const AttendParams a = attend_params(call, h, layers[index].window);
     const auto head_count = static_cast<unsigned>(a.n_head), queries = static_cast<unsigned>(call.tokens());
     if (call.length == 1) {  // keys and values are made by the blocks that read those before them
-      launch({.grid = dim3(pieces_of(call), head_count, queries),
-              .threads = kTokenThreads,
+      launch({.grid = dim3(static_cast<unsigned>(multiprocessors)),
+              .threads = kStepThreads,
               .stream = call.stream,
+              .shared = sizeof(AttendStepMemory),
               .dependent = true},
-             attend_step, AttendStepParams{h, a});
-      join(call, a);
+             attend_step, AttendStepParams{h, a, static_cast<int>(call.rows), arrived.data()});
       return;
     }
     launch({.grid = dim3(queries, ceil_div(heads, kHeadsAtOnce)),
@@ -318,6 +377,10 @@ struct ForwardPass::Parts {
 
   // The logits of `count` of the tokens that are wanted, from the one of number `begin` on.
   void head_of(const Call& call, std::int64_t begin, std::int64_t count) {
+    if (call.is_batch()) {
+      products->logits(call.rows, logits.data(), call.stream);
+      return;
+    }
     NormParams p = norm_params();
     p.rows = inputs.data() + 2 * call.tokens() + call.rows + begin;
     if (model.backout_layer >= 0) {
@@ -337,15 +400,22 @@ struct ForwardPass::Parts {
 
   // Blocks of attention that are enough for the card: fewer queries have their keys split.
   static constexpr std::int64_t kPartBlocks = 512;
+  // Keys of a head that are in the L2 cache before attention begins: 64 rows of d20 have 21 MB of them and their
+  // values.
+  static constexpr int kWarmed = 64;
 
   DecoderModel model;
   std::int64_t most_tokens, heads;  // heads: of queries, keys and values
+  std::int64_t multiprocessors = 0;
   std::vector<LayerParams> layers;
   Matmul matmul;
   DeviceArray<int> inputs;           // a pass's tokens, as `upload` lays them out
   DeviceArray<float> x, x0, middle;  // [tokens, n_embd]: the residual stream, the embedding, the layer to back out
   DeviceArray<__nv_bfloat16> normed, qkv, attended, hidden;
   DeviceArray<float> parts, logits;
+  DeviceArray<unsigned> arrived;            // parts of attention, in a step of one token a row
+  DeviceArray<float> squares, norm_factor;  // of the rows of a batch
+  std::unique_ptr<BatchProducts> products;
   Graph graph;
   decltype(std::declval<Call>().key()) last_key{};
 };

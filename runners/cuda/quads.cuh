@@ -1,6 +1,6 @@
 #pragma once
 
-// Four neighbouring elements of a row at a time.
+// Four neighbouring elements of a row at a time, and the squares that rows are normed by.
 
 #include <cstdint>
 
@@ -24,5 +24,14 @@ __device__ inline float4 unpack4(uint2 bits) {
   return make_float4(low.x, low.y, high.x, high.y);
 }
 __device__ inline uint2 pack4(float4 v) { return make_uint2(pack(v.x, v.y), pack(v.z, v.w)); }
+
+// Squares of rows, added up by parts: what products of a batch norm their rows by (batch_product.cuh).
+struct RowSquares {
+  static constexpr int kMost = 32;
+  float* sums;  // [rows, kMost]
+  int parts;    // that there are
+
+  __device__ float* of(int row) const { return sums + row * kMost; }
+};
 
 }  // namespace nanochat_x::cuda

@@ -51,6 +51,10 @@ __device__ inline void copy_box(std::uint32_t to, const CUtensorMap* map, int co
       : "memory");
 }
 
+__device__ inline void prefetch_bulk(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
 // Where an entry of `size` bytes lies behind those before it: entries are never in two pieces.
 __device__ inline int entry_offset(int next, int size, int ring_bytes) { return next + size > ring_bytes ? 0 : next; }
 

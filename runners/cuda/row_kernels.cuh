@@ -57,10 +57,13 @@ struct EmbedParams {
   int smear_channels;  // 0: none
   const float* smear_gate;
   float smear_lambda;
-  float *x, *x0;  // [rows, n_embd]
+  float *x, *x0;           // [rows, n_embd]
+  float own;               // x is so many times x0
+  __nv_bfloat16* rounded;  // gets x; null: none
+  RowSquares squares;      // get those of x, with `rounded`
 };
 
-// x = x0 = norm(wte[token]), with a share of the normed row of the token before
+// x0 = norm(wte[token]), with a share of the normed row of the token before
 __global__ void __launch_bounds__(kRowThreads) embed_rows(const __grid_constant__ EmbedParams p) {
   const int row = static_cast<int>(blockIdx.x);
   const long long width = p.n_embd;
@@ -89,9 +92,18 @@ __global__ void __launch_bounds__(kRowThreads) embed_rows(const __grid_constant_
   }
   for_quads(p.n_embd, [&](int i, int quad) {
     const float4 value = factor * x[i] + share * before[i];
-    reinterpret_cast<float4*>(p.x + row * width)[quad] = value;
+    x[i] = p.own * value;
+    reinterpret_cast<float4*>(p.x + row * width)[quad] = x[i];
     reinterpret_cast<float4*>(p.x0 + row * width)[quad] = value;
   });
+  if (p.rounded == nullptr) return;
+  squares = 0;
+  for_quads(p.n_embd, [&](int i, int quad) {
+    reinterpret_cast<uint2*>(p.rounded + row * width)[quad] = pack4(x[i]);
+    squares += squares_of(x[i]);
+  });
+  squares = row_sum(squares);
+  if (threadIdx.x < RowSquares::kMost) p.squares.of(row)[threadIdx.x] = threadIdx.x == 0 ? squares : 0;
 }
 
 struct NormParams {
@@ -133,6 +145,7 @@ struct HeadParams {
   float norm_eps, qk_scale;
   const float *cos, *sin;            // [positions, 64]
   const __nv_bfloat16* normed;       // [rows, n_embd]
+  const float* norm_factor;          // [rows]: what `normed` is to be multiplied by; null: 1
   const __nv_bfloat16* value_embed;  // [vocab, n_kv_head * 128]; null: none
   const float* ve_gate;              // [n_kv_head, gate_channels]
   int gate_channels;
