@@ -57,7 +57,7 @@ class CudaBackend final : public Backend {
     const std::int64_t vocab = weights_.model().vocab;
     const auto count = static_cast<std::size_t>(step.batch * kept * vocab);
     auto logits = std::make_shared<cuda::PinnedArray<float>>(buffers_.take(count));
-    if (step.length == 1 && step.batch <= decoder_.most_rows()) {
+    if (step.length == 1 && step.batch <= decoded_rows()) {
       decode(step, on_card, logits->data());
     } else {
       pass_.step(step, on_card.row(0), logits->data(), stream_.get());
@@ -74,6 +74,12 @@ class CudaBackend final : public Backend {
   std::int64_t prefill_chunk() const override { return cuda::ForwardPass::kMostTokens; }
 
  private:
+  // Rows that the decode kernel computes sooner than a pass does. A pass takes bfloat16, whatever the bundle has.
+  std::int64_t decoded_rows() const {
+    const std::int64_t sooner = weights_.model().bits == 16 ? 2 : 4;
+    return std::min(sooner, decoder_.most_rows());
+  }
+
   void decode(const Step& step, const cuda::CardCache& cache, float* logits) {
     std::vector<cuda::DecodeState> states;
     for (std::size_t row = 0; row < static_cast<std::size_t>(step.batch); ++row) {
