@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +128,16 @@ def _lower(
     own = frozenset().union(*(target.operators for target in targets.values())) - QUANTIZED_PRODUCTS
     model = _prepare(request, checkpoint, max_seq_len, own, progress)
     captured = model.captured
-    fitting: dict[frozenset[str], Captured] = {}  # by the own operators that a target has
+    fitting: dict[frozenset[str], Captured] = {}  # by the own operators that a target has, for those still to come
     results = []
-    for name, target in targets.items():
+    for number, (name, target) in enumerate(targets.items(), 1):
         if len(targets) > 1:
             progress.note(f"{name}:")
         if target.operators not in fitting:
             fitting[target.operators] = _with_operators(captured, target.operators, progress)
-        chosen = replace(model, captured=fitting[target.operators])
-        results.append(_write_bundle(request, target, chosen, outputs[name], progress))
+        wanted_again = any(other.operators == target.operators for other in list(targets.values())[number:])
+        take = partial(fitting.__getitem__ if wanted_again else fitting.pop, target.operators)
+        results.append(_write_bundle(request, target, model, take, outputs[name], progress))
     return results
 
 
@@ -171,31 +173,43 @@ def _prepare(
 
 
 def _write_bundle(
-    request: LowerRequest, target: Target, model: _Model, output: Path, progress: Progress
+    request: LowerRequest, target: Target, model: _Model, take: Callable[[], Captured], output: Path, progress: Progress
 ) -> LowerResult:
-    """Lowers to one target, verifies, and publishes the bundle at `output`."""
-    captured = model.captured
+    """Lowers to one target, verifies, and publishes the bundle at `output`.
+
+    `take` gives what the target lowers. It is not kept: matrices that were written anew for a target take about as much
+    memory as the model's, and the verification needs none of them.
+    """
     with staged_folder(output, replace=is_bundle if request.force else None) as folder:
-        lowered = target.lower(captured, folder, progress)
-        if lowered.weights:
-            with progress.stage("write weights") as stage:
-                write_safetensors(folder / WEIGHTS, lowered.weights)
-                stage.detail(format_size((folder / WEIGHTS).stat().st_size))
-        (folder / TOKENIZER).write_text(model.checkpoint.tokenizer.to_portable_json(), encoding="utf-8")
-        settle(folder)
-        manifest = make_manifest(request, target.name, model.checkpoint, captured, lowered, folder)
-        if model.quantization is not None:
-            manifest["quantization"] = model.quantization
+        manifest = _write_programs(request, target, model, take(), folder, progress)
         write_manifest(folder, manifest)
         if request.verify:
             runner = Runner(folder, log=progress)
+            of = model.captured
             with progress.stage("verify") as stage:
                 manifest["verification"] = verify(
-                    captured.spec, dequantized(model.weights), captured.dtype, captured.max_seq_len, runner.forward
+                    of.spec, dequantized(model.weights), of.dtype, of.max_seq_len, runner.forward
                 )
                 stage.detail(manifest["verification"]["summary"])
             write_manifest(folder, manifest)
     return LowerResult(output, manifest)
+
+
+def _write_programs(
+    request: LowerRequest, target: Target, model: _Model, captured: Captured, folder: Path, progress: Progress
+) -> dict[str, Any]:
+    """Writes all but the manifest, and returns that, without a verification yet."""
+    lowered = target.lower(captured, folder, progress)
+    if lowered.weights:
+        with progress.stage("write weights") as stage:
+            write_safetensors(folder / WEIGHTS, lowered.weights)
+            stage.detail(format_size((folder / WEIGHTS).stat().st_size))
+    (folder / TOKENIZER).write_text(model.checkpoint.tokenizer.to_portable_json(), encoding="utf-8")
+    settle(folder)
+    manifest = make_manifest(request, target.name, model.checkpoint, captured, lowered, folder)
+    if model.quantization is not None:
+        manifest["quantization"] = model.quantization
+    return manifest
 
 
 def load_target(name: str, request: LowerRequest) -> Target:
