@@ -295,7 +295,7 @@ def test_a_missing_method(copied: Path, tmp_path: Path) -> None:
 
 
 def test_operators_are_listed_and_an_unknown_one_is_refused(copied: Path, stock_bundle: Callable[..., Path]) -> None:
-    rows = {"heads_first", "mix", "norm", "relu_square", "rotary", "soft_cap"}
+    rows = {"heads_first", "norm", "relu_square", "rotary", "soft_cap"}  # no mix: it has no lambdas
     assert (
         set(json.loads((copied / "manifest.json").read_text())["operators"])
         == {"attention", "linear", "linear_compact"} | rows
