@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include "mapped_file.h"
 #include "operator_tensors.h"
 #include "operators.h"
 #include "row_operators.h"
@@ -16,9 +17,11 @@ struct Argument {
     return {.shape = tensor.sizes().vec(),
             .type = kernel_type(tensor.scalar_type()),
             .int64 = tensor.scalar_type() == at::kLong,
-            .data = tensor.const_data_ptr()};
+            .data = tensor.const_data_ptr(),
+            .read = read};
   }
   at::Tensor tensor;
+  decltype(kernels::TensorView::read) read = nullptr;
 };
 
 at::Tensor compute(const kernels::RowOperator& call, const at::Tensor& x) {
@@ -50,7 +53,9 @@ at::Tensor rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
 
 at::Tensor gate_values(const at::Tensor& v, const at::Tensor& h, const at::Tensor& gate, const at::Tensor& table,
                        const at::Tensor& ids, double scale) {
-  const Argument values(v), inputs(h), weights(gate), rows(table), of(ids);
+  const Argument values(v), inputs(h), weights(gate), of(ids);
+  Argument rows(table);
+  rows.read = internal::read_past_mapping;
   return compute(kernels::GateValues(values, inputs, weights, rows, of, scale), v);
 }
 

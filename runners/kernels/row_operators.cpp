@@ -33,19 +33,26 @@ std::int64_t bytes_of(Type type) { return type == Type::float32 ? 4 : 2; }
 // Some elements at a time in float32: as they lie if they are, else in room of its own.
 class Reader {
  public:
-  Reader(const void* from, Type type, std::int64_t most) : from_(from), type_(type) {
+  Reader(const void* from, Type type, std::int64_t most, decltype(TensorView::read) read = nullptr)
+      : from_(static_cast<const std::byte*>(from)), type_(type), read_(read) {
     if (type != Type::float32) room_.resize(static_cast<std::size_t>(most));
+    if (read != nullptr) copy_.resize(static_cast<std::size_t>(most));
   }
   const float* operator()(std::int64_t first, std::int64_t count) {
-    if (type_ == Type::float32) return static_cast<const float*>(from_) + first;
-    to_float32(from_, type_, first, count, room_.data());
+    const std::byte* at = from_ + first * bytes_of(type_);
+    if (read_ != nullptr && read_(at, static_cast<std::size_t>(count * bytes_of(type_)), copy_.data())) {
+      at = reinterpret_cast<const std::byte*>(copy_.data());
+    }
+    if (type_ == Type::float32) return reinterpret_cast<const float*>(at);
+    to_float32(at, type_, 0, count, room_.data());
     return room_.data();
   }
 
  private:
-  const void* from_;
+  const std::byte* from_;
   Type type_;
-  std::vector<float> room_;
+  decltype(TensorView::read) read_;
+  std::vector<float> room_, copy_;  // copy_: of the elements in their own type
 };
 
 // Where some elements of a result are computed in float32, and rounded to its type.
@@ -214,6 +221,7 @@ GateValues::GateValues(const TensorView& v, const TensorView& h, const TensorVie
       v_(v.data),
       h_(h.data),
       table_(table.data),
+      read_table_(table.read),
       table_type_(),
       scale_(static_cast<float>(scale)) {
   const bool fits = h.shape.size() == 3 && h.shape[0] == batch_ && h.shape[1] == steps_ && gate.shape.size() == 2 &&
@@ -239,7 +247,8 @@ GateValues::GateValues(const TensorView& v, const TensorView& h, const TensorVie
 
 void GateValues::compute(std::int64_t begin, std::int64_t end, void* out) const {
   const std::int64_t row_width = heads_ * width_;
-  Reader values(v_, type(), row_width), inputs(h_, type(), channels_), rows(table_, table_type_, row_width);
+  Reader values(v_, type(), row_width), inputs(h_, type(), channels_),
+      rows(table_, table_type_, row_width, read_table_);
   Writer write(out, type(), width_);
   for (std::int64_t token = begin; token < end; ++token) {
     const float* const v = values(token * row_width, row_width);

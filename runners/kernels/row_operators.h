@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -15,6 +16,8 @@ struct TensorView {
   std::optional<Type> type;  // none: something else than `Type` names
   bool int64 = false;        // if it is none
   const void* data = nullptr;
+  /// Copies `size` bytes of it to `to`: for tensors of which little is read, rather than as they lie. False: it cannot.
+  bool (*read)(const void* from, std::size_t size, void* to) = nullptr;
 
   std::int64_t count() const;
 };
@@ -136,6 +139,7 @@ class GateValues : public HeadsOperator {
 
  private:
   const void *v_, *h_, *table_;
+  bool (*read_table_)(const void*, std::size_t, void*);
   const float* gate_;
   const std::int64_t* ids_;
   Type table_type_;

@@ -18,6 +18,11 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <shared_mutex>
+#include <utility>
 #endif
 
 namespace nanochat_x::internal {
@@ -55,8 +60,8 @@ class Descriptor {
   ~Descriptor() {
     if (fd_ >= 0) close(fd_);
   }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
+  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Descriptor& operator=(Descriptor&&) = delete;
   int get() const { return fd_; }
 
  private:
@@ -89,11 +94,58 @@ MappedFile::~MappedFile() {
   if (data_ != nullptr) UnmapViewOfFile(data_);
 }
 
+bool read_past_mapping(const void*, std::size_t, void*) { return false; }
+
 #else
+
+namespace {
+
+// The files behind the mappings of this process.
+class OpenFiles {
+ public:
+  void add(const std::byte* begin, std::size_t size, Descriptor descriptor) {
+    const std::unique_lock lock(mutex_);
+    files_.emplace(begin, Entry{size, std::move(descriptor)});
+  }
+  void remove(const std::byte* begin) {
+    const std::unique_lock lock(mutex_);
+    files_.erase(begin);
+  }
+  bool read(const std::byte* from, std::size_t size, std::byte* to) const {
+    const std::shared_lock lock(mutex_);
+    auto file = files_.upper_bound(from);
+    if (file == files_.begin()) return false;
+    --file;
+    const auto offset = static_cast<std::size_t>(from - file->first);
+    if (offset > file->second.size || size > file->second.size - offset) return false;
+    for (std::size_t done = 0; done < size;) {
+      const ssize_t got =
+          pread(file->second.descriptor.get(), to + done, size - done, static_cast<off_t>(offset + done));
+      if (got <= 0) return false;
+      done += static_cast<std::size_t>(got);
+    }
+    return true;
+  }
+
+ private:
+  struct Entry {
+    std::size_t size;
+    Descriptor descriptor;
+  };
+  mutable std::shared_mutex mutex_;
+  std::map<const std::byte*, Entry, std::less<>> files_;
+};
+
+OpenFiles& open_files() {
+  static OpenFiles files;
+  return files;
+}
+
+}  // namespace
 
 MappedFile::MappedFile(const std::filesystem::path& file) {
   // O_NONBLOCK: opening a FIFO must not wait for its writer; regular files know no such thing.
-  const Descriptor descriptor(open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  Descriptor descriptor(open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (descriptor.get() < 0) fail(file, "cannot be opened (" + last_error() + ")");
   struct stat status{};
   if (fstat(descriptor.get(), &status) != 0) fail(file, "cannot be read (" + last_error() + ")");
@@ -104,10 +156,17 @@ MappedFile::MappedFile(const std::filesystem::path& file) {
   if (data == MAP_FAILED) fail(file, "cannot be mapped into memory (" + last_error() + ")");
   data_ = static_cast<const std::byte*>(data);
   size_ = size;
+  open_files().add(data_, size_, std::move(descriptor));
 }
 
 MappedFile::~MappedFile() {
-  if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_);
+  if (data_ == nullptr) return;
+  open_files().remove(data_);
+  munmap(const_cast<std::byte*>(data_), size_);
+}
+
+bool read_past_mapping(const void* from, std::size_t size, void* to) {
+  return open_files().read(static_cast<const std::byte*>(from), size, static_cast<std::byte*>(to));
 }
 
 #endif

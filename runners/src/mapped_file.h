@@ -24,4 +24,11 @@ class MappedFile {
   std::size_t size_ = 0;
 };
 
+/// Copies `size` bytes at `from` to `to`, where they lie in a MappedFile that is there, out of the file and not through
+/// its mapping. False, and nothing to be relied on at `to`, if they lie in none or the file cannot be read so.
+///
+/// Of tables, of which a call reads a row here and there: to read one through the mapping makes the pages around it (64
+/// KiB with Linux's defaults) memory of this process, too.
+bool read_past_mapping(const void* from, std::size_t size, void* to);
+
 }  // namespace nanochat_x::internal

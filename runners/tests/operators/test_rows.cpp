@@ -2,13 +2,17 @@
 // runners/tests/executorch/test_rows.cpp
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/from_blob.h>
 #include <doctest/doctest.h>
 
 #include <cmath>
 #include <vector>
 
 #include "error_of.h"
+#include "mapped_file.h"
 #include "operators.h"
+#include "resident.h"
+#include "temp_dir.h"
 
 using at::Tensor;
 namespace operators = nanochat_x::operators;
@@ -95,6 +99,25 @@ TEST_CASE("operators: gate_values, with a table of any dtype") {
       CHECK(!near(operators::gate_values(v, h, gate, table, 6 - ids, 3), type, exact.transpose(1, 2), 40, 16));
     }
   }
+}
+
+TEST_CASE("operators: gate_values reads rows of a table in a mapped file, and makes no more of it memory") {
+  at::manual_seed(4);
+  const nanochat_x::test::TempDir folder;
+  const Tensor table = random({20000, 64}, at::kBFloat16);
+  nanochat_x::test::write_file(folder / "table", {static_cast<const char*>(table.const_data_ptr()), table.nbytes()});
+  const nanochat_x::internal::MappedFile file(folder / "table");
+  const std::byte* const begin = file.bytes().data();
+  const Tensor mapped = at::from_blob(const_cast<std::byte*>(begin), table.sizes(), table.options());
+  const Tensor v = random({2, 30, 4, 16}, at::kFloat), h = random({2, 30, 20}, at::kFloat), gate = at::randn({4, 12});
+  const Tensor ids = at::randint(0, 20000, {2, 30}, at::kLong);
+  CHECK(
+      at::equal(operators::gate_values(v, h, gate, mapped, ids, 3), operators::gate_values(v, h, gate, table, ids, 3)));
+#if defined(__linux__)
+  CHECK(nanochat_x::test::resident_bytes(begin) == 0);
+  CHECK(mapped[10000][3].item<float>() == table[10000][3].item<float>());
+  CHECK(nanochat_x::test::resident_bytes(begin).value_or(0) > 0);
+#endif
 }
 
 TEST_CASE("operators: rows that do not fit are refused, none are none") {
