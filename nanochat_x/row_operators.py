@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat_x import operators
 from nanochat_x.operators import define, row_major
 
 #: Name -> schema. The runner has each (runners/kernels/row_operators.h).
@@ -33,6 +34,9 @@ SCHEMAS = {
     "relu_square": "(Tensor x) -> Tensor",
     "soft_cap": "(Tensor x, float cap) -> Tensor",
 }
+
+#: Every operator of the project: what its runner has for libtorch (runners/backends/operators.h).
+ALL = operators.SCHEMAS | SCHEMAS
 
 
 class RowFunctions(NamedTuple):

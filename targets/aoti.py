@@ -19,7 +19,7 @@ import torch._inductor.cpu_vec_isa
 from safetensors.torch import load_file
 from torch.export import ExportedProgram
 
-from nanochat_x import operators, row_operators
+from nanochat_x import row_operators
 from nanochat_x.bundle import WEIGHTS
 from nanochat_x.capture import Captured
 from nanochat_x.compiler import find_compiler
@@ -65,10 +65,6 @@ def _c_function(name: str, schema: str) -> str:
     return f"AOTITorchError aoti_torch_cpu_{name}({', '.join(parameters)}, AtenTensorHandle* result)"
 
 
-#: Own operators that the runner has for libtorch (runners/backends/operators.h).
-OWN = operators.SCHEMAS | row_operators.SCHEMAS
-
-
 class Aoti:
     """Lowers to a shared object a program: `prefill.so`, `decode.so` and `full.so`."""
 
@@ -80,7 +76,7 @@ class Aoti:
         `kernels`: `own` takes operators of this project, `stock` what Inductor and ATen have.
         """
         self.march = march
-        self.operators = frozenset(OWN) if kernels == "own" else frozenset()
+        self.operators = frozenset(row_operators.ALL) if kernels == "own" else frozenset()
         self.machine = Machine(
             platform=platform.system().lower(),
             architecture=platform.machine(),
@@ -148,7 +144,8 @@ class Aoti:
             "compile_threads": 1,  # a pool of processes for kernels that are compiled one by one, as here none are
             # Own operators are calls of C functions that the runner has (runners/backends/operators_c.cpp).
             "aot_inductor.custom_ops_to_c_shims": {
-                getattr(torch.ops.nanochat_x, name).default: [_c_function(name, schema)] for name, schema in OWN.items()
+                getattr(torch.ops.nanochat_x, name).default: [_c_function(name, schema)]
+                for name, schema in row_operators.ALL.items()
             },
         }
         if simdlen is not None:

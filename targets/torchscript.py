@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from nanochat_x import operators, row_operators
+from nanochat_x import row_operators
 from nanochat_x.capture import Captured
 from nanochat_x.console import Progress, format_size
 from nanochat_x.errors import LoweringError
@@ -43,7 +43,7 @@ class TorchScript:
 
     def __init__(self, kernels: str = "own") -> None:
         """`kernels`: `own` takes operators of this project, `stock` ATen's alone, which every libtorch has."""
-        self.operators = frozenset(operators.SCHEMAS | row_operators.SCHEMAS) if kernels == "own" else frozenset()
+        self.operators = frozenset(row_operators.ALL) if kernels == "own" else frozenset()
 
     def lower(self, captured: Captured, folder: Path, progress: Progress) -> Lowered:
         """Writes the file into `folder`. Raises LoweringError for what cannot be said in TorchScript."""
