@@ -11,10 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -121,6 +123,33 @@ def test_what_a_bundle_holds(request_to: LowerRequest, use_target: Callable[[Stu
             == subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout[:64]
         )
     assert "every SHA-256 right" in describe_bundle(result.bundle)
+
+
+def test_what_targets_lower_is_let_go_of_before_the_last_is_verified(
+    request_to: LowerRequest, use_target: Callable[[StubTarget], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Matrices that are written anew for targets are as large as the model; two targets with one need share them."""
+    made: list[weakref.ref[Captured]] = []
+    there: list[bool] = []
+
+    def fit(captured: Captured, operators: frozenset[str], progress: Progress) -> Captured:
+        fitting = replace(captured)
+        made.append(weakref.ref(fitting))
+        return fitting
+
+    def see(*_: Any) -> dict[str, Any]:
+        there.append(made[0]() is not None)
+        return {"summary": ""}
+
+    use_target(StubTarget())
+    monkeypatch.setattr(lowering, "_with_operators", fit)
+    monkeypatch.setattr(lowering, "ensure_built", lambda name, log: None)
+    monkeypatch.setattr(lowering, "Runner", lambda folder, log: SimpleNamespace(forward=None))
+    monkeypatch.setattr(lowering, "verify", see)
+    results = lower(replace(request_to, targets=("aoti", "torchscript"), verify=True), Silent())
+    assert [result.manifest["verification"] for result in results] == [{"summary": ""}] * 2
+    assert len(made) == 1
+    assert there == [True, False]
 
 
 @pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 250, 300])
