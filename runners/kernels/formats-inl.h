@@ -53,6 +53,20 @@ HWY_INLINE Vector<D> load(D d, const Half* p) {
   return hn::PromoteTo(d, hn::LoadU(hn::Rebind<Half, D>(), p));
 }
 
+/// The bits of numbers, rounded to nearest, ties to even, to those of bfloat16, which are their upper halves then.
+template <class D>
+HWY_INLINE Vector<hn::RebindToUnsigned<D>> rounded_to_bfloat16(D, Vector<D> v) {
+  const hn::RebindToUnsigned<D> words;
+  const auto bits = hn::BitCast(words, v);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(words, 1));
+  return hn::Add(bits, hn::Add(odd, hn::Set(words, 0x7FFF)));
+}
+
+template <class V>
+HWY_INLINE auto upper_half(V words) {
+  return hn::TruncateTo(hn::Rebind<std::uint16_t, hn::DFromV<V>>(), hn::ShiftRight<16>(words));
+}
+
 /// float32, bfloat16 and float16: one group. Its last `rest()` values, fewer than a step, are not part of it.
 template <class D, class Stored>
 struct Plain {

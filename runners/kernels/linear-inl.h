@@ -190,13 +190,8 @@ HWY_INLINE void store(D d, Vector<D> v, float* to) {
 }
 
 template <class D>
-HWY_INLINE void store(D, Vector<D> v, std::uint16_t* to) {
-  const hn::RebindToUnsigned<D> words;
-  const hn::Rebind<std::uint16_t, D> halves;
-  const auto bits = hn::BitCast(words, v);
-  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(words, 1));
-  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(words, 0x7FFF)));
-  hn::StoreU(hn::TruncateTo(halves, hn::ShiftRight<16>(rounded)), halves, to);
+HWY_INLINE void store(D d, Vector<D> v, std::uint16_t* to) {
+  hn::StoreU(upper_half(rounded_to_bfloat16(d, v)), hn::Rebind<std::uint16_t, D>(), to);
 }
 
 /// Rows [begin, end) of quantised weights as float32 or bfloat16.

@@ -98,14 +98,10 @@ HWY_INLINE Vector<hn::Rebind<std::uint16_t, D>> float16_of(D d, Vector<D> v) {
 }
 
 template <class D>
-HWY_INLINE Vector<hn::Rebind<std::uint16_t, D>> bfloat16_of(D, Vector<D> v) {
+HWY_INLINE Vector<hn::Rebind<std::uint16_t, D>> bfloat16_of(D d, Vector<D> v) {
   const hn::RebindToUnsigned<D> words;
-  const auto bits = hn::BitCast(words, v);
-  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(words, 1));
-  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(words, 0x7FFF)));
-  const auto nan = hn::Or(bits, hn::Set(words, 0x400000));
-  const auto whole = hn::IfThenElse(hn::RebindMask(words, hn::IsNaN(v)), nan, rounded);
-  return hn::TruncateTo(hn::Rebind<std::uint16_t, D>(), hn::ShiftRight<16>(whole));
+  const auto nan = hn::Or(hn::BitCast(words, v), hn::Set(words, 0x400000));
+  return upper_half(hn::IfThenElse(hn::RebindMask(words, hn::IsNaN(v)), nan, rounded_to_bfloat16(d, v)));
 }
 
 void to_float32_values(const void* from, Type type, std::int64_t first, std::int64_t count, float* out) {

@@ -113,11 +113,13 @@ TEST_CASE("operators: gate_values reads rows of a table in a mapped file, and ma
   const Tensor ids = at::randint(0, 20000, {2, 30}, at::kLong);
   CHECK(
       at::equal(operators::gate_values(v, h, gate, mapped, ids, 3), operators::gate_values(v, h, gate, table, ids, 3)));
-#if defined(__linux__)
+  if (!nanochat_x::test::resident_bytes(begin)) {
+    MESSAGE("not all was checked: this system does not tell what is memory of a process");
+    return;
+  }
   CHECK(nanochat_x::test::resident_bytes(begin) == 0);
   CHECK(mapped[10000][3].item<float>() == table[10000][3].item<float>());
   CHECK(nanochat_x::test::resident_bytes(begin).value_or(0) > 0);
-#endif
 }
 
 TEST_CASE("operators: rows that do not fit are refused, none are none") {
