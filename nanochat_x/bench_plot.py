@@ -16,7 +16,7 @@ Line = Mapping[str, Any]  # one of report["lines"] (docs/bench.md)
 
 
 def write_plot(report: Mapping[str, Any], file: Path) -> None:
-    """Writes a PNG with prefill and decode of each batch, and decode over the context where that was measured.
+    """Writes a PNG with prefill and decode of each batch, and decode of samples and contexts where that was measured.
 
     `report` is the runner's JSON. The file appears whole or not at all. Raises OSError if it cannot be written.
     """
@@ -24,7 +24,7 @@ def write_plot(report: Mapping[str, Any], file: Path) -> None:
     prefill, decode = figure.subplots(1, 2)
     lines = report["lines"]
     _draw(prefill, "prefill", [line for line in lines if line["what"] == "prefill"], "float32 matrix product")
-    _draw(decode, "decode", [line for line in lines if line["what"] == "decode"], "memory's speed")
+    _draw(decode, "decode", [line for line in lines if line["what"] != "prefill"], "memory's speed")
     figure.suptitle(
         f"{report['bundle']}: {report['target']}, {report['dtype']}, {report['threads']} threads\n{describe_machine()}",
         fontsize="medium",
@@ -62,5 +62,6 @@ def _draw(axes: Axes, title: str, lines: Sequence[Line], limit: str) -> None:
 
 
 def _name(line: Line) -> str:
-    rows = f"{line['rows']} row{'s' if line['rows'] != 1 else ''}"
+    kind = "sample" if line["what"] == "samples" else "row"
+    rows = f"{line['rows']} {kind}{'s' if line['rows'] != 1 else ''}"
     return f"{rows}\n{line['context']}..{line['context'] + line['tokens']}"

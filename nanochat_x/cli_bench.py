@@ -26,6 +26,8 @@ _BUNDLE = click.Path(path_type=Path)
               help="New tokens of each row. Default: 128, or fewer if the bundle takes fewer.")  # fmt: skip
 @click.option("--batch", type=IntList(1), default="1,8", show_default=True, metavar="1,8",
               help="Rows that are computed together; one or several numbers.")  # fmt: skip
+@click.option("--samples", type=IntList(1), metavar="8,64",
+              help="Decode, rows that continue one prompt, too; one or several numbers of them.")  # fmt: skip
 @click.option("--contexts", type=IntList(1), metavar="100,2000",
               help="Decode, one row, behind so many tokens too; one or several numbers.")  # fmt: skip
 @click.option("--repeats", type=Integer(1, 1000), default=5, show_default=True, metavar="N",
@@ -40,8 +42,8 @@ _BUNDLE = click.Path(path_type=Path)
 @model_options[1]
 def bench(
     bundle: Path, prompt_tokens: int | None, decode_tokens: int | None, batch: tuple[int, ...],
-    contexts: tuple[int, ...] | None, repeats: int, matmul_gflops: float | None, as_json: bool, plot: Path | None,
-    threads: int | None, device: str | None,
+    samples: tuple[int, ...] | None, contexts: tuple[int, ...] | None, repeats: int, matmul_gflops: float | None,
+    as_json: bool, plot: Path | None, threads: int | None, device: str | None,
 ) -> int:  # fmt: skip
     """Measure how fast the C++ runner is here: load time, time to first token, prefill, decode, memory.
 
@@ -50,7 +52,7 @@ def bench(
 
     \b
     nanochat_x bench nanochat-demo-aoti
-    nanochat_x bench nanochat-d12-aoti --batch 1,8 --contexts 100,1900 --threads 2 --json
+    nanochat_x bench nanochat-d12-aoti --batch 1,8 --samples 8 --contexts 100,1900 --threads 2 --json
     nanochat_x bench nanochat-d12-onnx --batch 1,2,4,8,16 --plot d12.png
     """
     if plot is not None:
@@ -63,6 +65,8 @@ def bench(
         arguments.append(f"--prompt-tokens={prompt_tokens}")
     if decode_tokens is not None:
         arguments.append(f"--decode-tokens={decode_tokens}")
+    if samples is not None:
+        arguments.append(f"--samples={','.join(map(str, samples))}")
     if contexts is not None:
         arguments.append(f"--contexts={','.join(map(str, contexts))}")
     if device is not None:

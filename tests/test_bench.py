@@ -42,7 +42,7 @@ def report_of(bundle: Path, *options: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def report(lowered: Callable[..., Path]) -> dict[str, Any]:
-    return report_of(lowered(NAME), "--batch=1,2", f"--contexts={CONTEXT}", "--matmul-gflops=50")
+    return report_of(lowered(NAME), "--batch=1,2", "--samples=3", f"--contexts={CONTEXT}", "--matmul-gflops=50")
 
 
 def check_spread(spread: dict[str, float]) -> None:
@@ -72,7 +72,8 @@ def test_keys_and_units(report: dict[str, Any]) -> None:
 def test_rates_are_tokens_over_seconds(report: dict[str, Any]) -> None:
     what = [(line["what"], line["rows"], line["context"], line["tokens"]) for line in report["lines"]]
     assert what == [("prefill", 1, 0, PROMPT), ("decode", 1, PROMPT, DECODE), ("prefill", 2, 0, PROMPT),
-                    ("decode", 2, PROMPT, DECODE), ("decode", 1, CONTEXT, DECODE)]  # fmt: skip
+                    ("decode", 2, PROMPT, DECODE), ("samples", 3, PROMPT, DECODE),
+                    ("decode", 1, CONTEXT, DECODE)]  # fmt: skip
     for line in report["lines"]:
         rates = sorted(line["rows"] * line["tokens"] / seconds for seconds in line["seconds"])
         check_spread(line["tokens_per_s"])
@@ -175,6 +176,8 @@ def test_operations_of_a_prompt(report: dict[str, Any]) -> None:
         ("bench /nowhere", "no bundle at /nowhere"),
         ("bench b --batch 1,0", "'0' is not an integer of at least 1"),
         ("bench b --batch x", "'x' is not an integer of at least 1"),
+        ("bench b --samples 0", "'0' is not an integer of at least 1"),
+        ("bench b --samples 8,,64", "'' is not an integer of at least 1"),
         ("bench b --contexts 1,,2", "'' is not an integer of at least 1"),
         ("bench b --repeats 0", "'0' is not an integer of at least 1"),
         ("bench b --repeats 1001", "at most 1000"),
@@ -212,11 +215,12 @@ def test_what_is_handed_over(monkeypatch: pytest.MonkeyPatch, handed_over: list[
     monkeypatch.setattr(cli_bench, "usable_cores", lambda: 7)
     assert main(["bench", "b"]) == 5, "the program's exit code is ours"
     main(["bench", "b", "--batch", "1, 3", "--contexts", "9", "--prompt-tokens", "4", "--decode-tokens", "2", "--json",
-          "--repeats", "1", "--threads", "3", "--device", "cpu", "--matmul-gflops", "12.5"])  # fmt: skip
+          "--samples", "8,2", "--repeats", "1", "--threads", "3", "--device", "cpu",
+          "--matmul-gflops", "12.5"])  # fmt: skip
     assert handed_over == [
         ["bench", "b", "--batch=1,8", "--repeats=5", "--threads=7", "--matmul-gflops=7.0"],
         ["bench", "b", "--batch=1,3", "--repeats=1", "--threads=3", "--prompt-tokens=4", "--decode-tokens=2",
-         "--contexts=9", "--device=cpu", "--matmul-gflops=12.5", "--json"],
+         "--samples=8,2", "--contexts=9", "--device=cpu", "--matmul-gflops=12.5", "--json"],
     ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ constexpr std::int64_t kMostRows = 1024, kMostRepeats = 1000,
 struct BenchCommand {
   ModelOptions model;
   std::int64_t prompt_tokens = 0, decode_tokens = 0, repeats = 5, read_mb = 0;
-  std::string batch = "1,8", contexts;
+  std::string batch = "1,8", samples, contexts;
   double matmul_gflops = 0;
   bool json = false, once = false, serve = false;
 };
@@ -49,6 +49,7 @@ BenchPlan plan_of(const BenchCommand& command) {
   plan.repeats = command.repeats;
   if (plan.repeats > kMostRepeats) throw Error("--repeats: at most " + std::to_string(kMostRepeats));
   plan.rows = parse_list(command.batch, "--batch", kMostRows);
+  if (!command.samples.empty()) plan.samples = parse_list(command.samples, "--samples", kMostRows);
   if (!command.contexts.empty()) plan.contexts = parse_list(command.contexts, "--contexts", 0x7fffffff);
   if (command.read_mb > kMostReadMb) throw Error("--read-mb: at most " + std::to_string(kMostReadMb));
   plan.read_bytes = static_cast<std::size_t>(command.read_mb) << 20;
@@ -120,6 +121,8 @@ void add_bench(CLI::App& app, int& exit_code) {
             "New tokens of each row; 0: 128, or fewer if the bundle takes fewer");
   verb->add_option("--batch", command->batch, "Rows that are computed together: one or several numbers, as 1,8")
       ->capture_default_str();
+  verb->add_option("--samples", command->samples,
+                   "Decode, rows that continue one prompt, too: one or several numbers of them, as 8,64");
   verb->add_option("--contexts", command->contexts,
                    "Decode, one row, behind so many tokens too: one or several numbers, as 100,2000");
   add_count(*verb, "--repeats", command->repeats, 1, "How often each is measured; the median is told, and the ends");

@@ -21,6 +21,7 @@ struct BenchPlan {
   std::int64_t prompt_tokens = 0, decode_tokens = 0;
   std::int64_t repeats = 1;
   std::vector<std::int64_t> rows;      ///< of each batch
+  std::vector<std::int64_t> samples;   ///< rows that continue one prompt, of each such batch
   std::vector<std::int64_t> contexts;  ///< tokens in the cache before the first step of decoding
   std::size_t read_bytes = 0;          ///< of the array that tells the memory's speed; 0: MemorySpeed's own choice
   std::optional<double> matmul_flops;  ///< a second, of a float32 matrix product; measured by the caller
@@ -42,6 +43,10 @@ struct BatchTimes {
   std::int64_t rows = 0;
   std::vector<double> prefill_s, decode_s;  ///< of each repeat
 };
+struct SamplesTimes {
+  std::int64_t rows = 0;
+  std::vector<double> decode_s;
+};
 struct ContextTimes {
   std::int64_t context = 0, tokens = 0;
   std::vector<double> decode_s;
@@ -52,6 +57,7 @@ struct Measured {
   std::vector<Start> short_starts;  ///< with a prompt of one token
   std::optional<Start> whole;       ///< prompt and decoding: its peak is the runner's
   std::vector<BatchTimes> batches;
+  std::vector<SamplesTimes> samples;
   std::vector<ContextTimes> contexts;
   std::vector<double> read_bytes_per_s;  ///< of this machine's memory, taken between the rounds
 };
@@ -63,8 +69,8 @@ Start start_once(const ModelOptions& model, std::int64_t prompt_tokens, std::int
 /// JSON tells that all is loaded and warm. So another program measures in turns what it compares (bench/peers.py).
 void serve(const BenchPlan& plan);
 
-/// Measures by the plan: starts first, each a process of its own, then rounds in which every batch, every context and
-/// the memory have their turn. Throws Error for what a step or a start throws.
+/// Measures by the plan: starts first, each a process of its own, then rounds in which every batch, all samples, every
+/// context and the memory have their turn. Throws Error for what a step or a start throws.
 Measured measure(const BenchPlan& plan);
 
 /// The figures, with the keys of docs/bench.md.

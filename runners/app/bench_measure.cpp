@@ -49,6 +49,12 @@ class Batch {
     return since(begin);
   }
 
+  // The one row becomes `rows` that continue it, as samples of one prompt do.
+  void fork(std::int64_t rows) {
+    session_.select_rows(std::vector<std::int64_t>(static_cast<std::size_t>(rows)));
+    rows_ = rows;
+  }
+
   // Seconds of `tokens` steps, one token a row each, behind what is there; they are taken back afterwards.
   double decode(std::int64_t tokens) {
     const std::int64_t before = session_.position(0);
@@ -105,13 +111,21 @@ void measure_starts(const BenchPlan& plan, ProgressLine& line, Measured& out) {
 void measure_rounds(const BenchPlan& plan, ProgressLine& line, Measured& out) {
   constexpr int kReadings = 3;  // of the memory in each round: others may use it at a time, and the best counts
   NanoChat model(plan.model.bundle, plan.model.backend);
-  std::deque<Batch> batches, contexts;
+  std::deque<Batch> batches, samples, contexts;
   for (const std::int64_t rows : plan.rows) {
     line.show("warm up, batch " + std::to_string(rows));
     Batch& batch = batches.emplace_back(model, rows, plan.prompt_tokens + plan.decode_tokens);
     (void)batch.prefill(plan.prompt_tokens);
     (void)batch.decode(std::min(kWarmSteps, plan.decode_tokens));
     out.batches.push_back({.rows = rows, .prefill_s = {}, .decode_s = {}});
+  }
+  for (const std::int64_t rows : plan.samples) {
+    line.show("warm up, samples " + std::to_string(rows));
+    Batch& batch = samples.emplace_back(model, 1, plan.prompt_tokens + plan.decode_tokens);
+    (void)batch.prefill(plan.prompt_tokens);
+    batch.fork(rows);
+    (void)batch.decode(std::min(kWarmSteps, plan.decode_tokens));
+    out.samples.push_back({.rows = rows, .decode_s = {}});
   }
   for (const std::int64_t context : plan.contexts) {
     line.show("warm up, context " + std::to_string(context));
@@ -129,6 +143,10 @@ void measure_rounds(const BenchPlan& plan, ProgressLine& line, Measured& out) {
       line.show(where + ", batch " + std::to_string(plan.rows[i]));
       out.batches[i].prefill_s.push_back(batches[i].prefill(plan.prompt_tokens));
       out.batches[i].decode_s.push_back(batches[i].decode(plan.decode_tokens));
+    }
+    for (std::size_t i = 0; i < samples.size(); ++i) {
+      line.show(where + ", samples " + std::to_string(plan.samples[i]));
+      out.samples[i].decode_s.push_back(samples[i].decode(plan.decode_tokens));
     }
     for (std::size_t i = 0; i < contexts.size(); ++i) {
       line.show(where + ", context " + std::to_string(plan.contexts[i]));

@@ -80,6 +80,7 @@ class Report {
       lines.push_back(prefill(batch));
       lines.push_back(decode(batch.rows, plan_->prompt_tokens, plan_->decode_tokens, batch.decode_s));
     }
+    for (const SamplesTimes& samples : m.samples) lines.push_back(continued(samples));
     for (const ContextTimes& context : m.contexts) {
       lines.push_back(decode(1, context.context, context.tokens, context.decode_s));
     }
@@ -114,11 +115,19 @@ class Report {
 
   ordered_json decode(std::int64_t rows, std::int64_t context, std::int64_t tokens,
                       const std::vector<double>& seconds) const {
-    const double bytes = work_->decode_bytes(rows, context, tokens);
+    return steps("decode", rows, context, tokens, seconds, work_->decode_bytes(rows, context, tokens));
+  }
+  ordered_json continued(const SamplesTimes& samples) const {
+    const std::int64_t prompt = plan_->prompt_tokens, tokens = plan_->decode_tokens;
+    return steps("samples", samples.rows, prompt, tokens, samples.decode_s,
+                 work_->samples_bytes(samples.rows, prompt, tokens));
+  }
+  ordered_json steps(const char* what, std::int64_t rows, std::int64_t context, std::int64_t tokens,
+                     const std::vector<double>& seconds, double bytes) const {
     std::optional<double> limit;
     // Without a cache every step computes the whole text: what it reads is not what holds it up.
     if (manifest_->is_cached()) limit = read_.max * static_cast<double>(rows) / bytes;
-    return line_json("decode", rows, context, tokens, seconds, bytes, limit);
+    return line_json(what, rows, context, tokens, seconds, bytes, limit);
   }
 
   const BenchPlan* plan_;

@@ -22,6 +22,8 @@ struct ModelWork {
   /// Bytes that a step of one new token in each of `rows` rows reads; the mean of `tokens` steps, of which the first
   /// finds `context` tokens in the cache.
   double decode_bytes(std::int64_t rows, std::int64_t context, std::int64_t tokens) const;
+  /// The same of rows that continue one prompt of `prompt` tokens, whose keys and values are read once for all of them.
+  double samples_bytes(std::int64_t rows, std::int64_t prompt, std::int64_t tokens) const;
   /// Floating point operations (a multiplication and an addition are two) of feeding `tokens` tokens to each of `rows`
   /// empty rows, with the logits of the last position alone.
   double prefill_operations(std::int64_t rows, std::int64_t tokens) const;

@@ -59,6 +59,34 @@ TEST_CASE("work: a step reads the matrices once, and of each row a table's row a
   }
 }
 
+TEST_CASE("work: samples read their prompt's live keys once, and each the live ones behind it") {
+  const std::vector<std::int64_t> windows = {5, 100, 0, 1000};
+  const ModelWork work = work_with([&](json& manifest) {
+    inside(manifest);
+    manifest["model"]["windows"] = windows;
+  });
+  for (const std::int64_t prompt : {1, 5, 99, 100, 500}) {
+    for (const std::int64_t tokens : {1, 2, 128}) {
+      CAPTURE(prompt);
+      CAPTURE(tokens);
+      std::int64_t common = 0, own = 0;
+      for (const std::int64_t window : windows) {
+        for (std::int64_t step = 0; step < tokens; ++step) {
+          for (std::int64_t key = prompt + step - seen(prompt + step, window); key < prompt + step; ++key) {
+            (key < prompt ? common : own) += 1;
+          }
+        }
+      }
+      const auto bytes = [&](std::int64_t keys) {
+        return static_cast<double>(keys * 2 * kKvWidth * 2) / static_cast<double>(tokens);
+      };
+      CHECK(work.samples_bytes(1, prompt, tokens) == doctest::Approx(work.decode_bytes(1, prompt, tokens)));
+      CHECK(work.samples_bytes(7, prompt, tokens) ==
+            doctest::Approx(static_cast<double>(work.matrix_bytes + 7 * work.row_bytes) + bytes(common + 7 * own)));
+    }
+  }
+}
+
 TEST_CASE("work: the operations of a prefill") {
   const std::vector<std::int64_t> windows = {5, 100, 0, 1000};
   const ModelWork work = work_with([&](json& manifest) {

@@ -47,8 +47,9 @@ json bench(const FakeBundle& bundle, std::vector<std::string> options) {
 
 TEST_CASE("bench: rates are tokens over seconds, in the order that was asked for") {
   const BenchBundle bundle;
-  const json report = bench(bundle, {"--prompt-tokens", "20", "--decode-tokens", "6", "--batch", "3,1", "--contexts",
-                                     "7,398", "--repeats", "3", "--threads", "2", "--matmul-gflops", "0.5"});
+  const json report =
+      bench(bundle, {"--prompt-tokens", "20", "--decode-tokens", "6", "--batch", "3,1", "--samples", "5,2",
+                     "--contexts", "7,398", "--repeats", "3", "--threads", "2", "--matmul-gflops", "0.5"});
   CHECK(report["threads"] == 2);
   CHECK(report["repeats"] == 3);
   CHECK(report["limits"]["matmul_flops_per_s"] == 5e8);
@@ -59,8 +60,9 @@ TEST_CASE("bench: rates are tokens over seconds, in the order that was asked for
     const char* what;
     int rows, context, tokens;
   };
-  const std::vector<Expected> lines = {{"prefill", 3, 0, 20}, {"decode", 3, 20, 6}, {"prefill", 1, 0, 20},
-                                       {"decode", 1, 20, 6},  {"decode", 1, 7, 6},  {"decode", 1, 398, 2}};
+  const std::vector<Expected> lines = {{"prefill", 3, 0, 20}, {"decode", 3, 20, 6},  {"prefill", 1, 0, 20},
+                                       {"decode", 1, 20, 6},  {"samples", 5, 20, 6}, {"samples", 2, 20, 6},
+                                       {"decode", 1, 7, 6},   {"decode", 1, 398, 2}};
   REQUIRE(report["lines"].size() == lines.size());
   for (std::size_t i = 0; i < lines.size(); ++i) {
     CAPTURE(i);
@@ -90,11 +92,14 @@ TEST_CASE("bench: rates are tokens over seconds, in the order that was asked for
 
 TEST_CASE("bench: bytes of a step: the file's matrices, a table's row, the live cache") {
   const BenchBundle bundle;
-  const json report =
-      bench(bundle, {"--prompt-tokens", "20", "--decode-tokens", "5", "--batch", "2", "--repeats", "1"});
+  const json report = bench(
+      bundle, {"--prompt-tokens", "20", "--decode-tokens", "5", "--batch", "2", "--samples", "3", "--repeats", "1"});
   // 4 layers, keys and values of 3 heads of 16 in bfloat16; 20 to 24 tokens are there before a step
   const double cache = 22.0 * 4 * 2 * 3 * 16 * 2;
   CHECK(report["lines"][1]["bytes_per_step"].get<double>() == doctest::Approx(1000 + 2 * (8 + cache)));
+  // of samples the 20 are there once, and 0 to 4 in each row
+  CHECK(report["lines"][2]["bytes_per_step"].get<double>() ==
+        doctest::Approx(1000 + 3 * 8 + (20.0 + 3 * 2) * 4 * 2 * 3 * 16 * 2));
   CHECK(report["memory"]["cache_bytes"] == 25 * 4 * 2 * 3 * 16 * 2);
   CHECK(report["memory"]["weights_bytes"] == std::filesystem::file_size(bundle / "weights.safetensors"));
   const double peak = report["memory"]["peak_bytes"];
@@ -139,6 +144,10 @@ TEST_CASE("bench: what cannot be measured is one line") {
   CHECK(holds(refusal({"bench", folder, "--batch", "0"}), "--batch: '0'"));
   CHECK(holds(refusal({"bench", folder, "--batch", "2000"}), "--batch: 2000 is too much"));
   CHECK(holds(refusal({"bench", folder, "--batch", "8,1,8"}), "--batch: 8 is there twice"));
+  CHECK(holds(refusal({"bench", folder, "--samples", "8,,1"}), "--samples: ''"));
+  CHECK(holds(refusal({"bench", folder, "--samples", "0"}), "--samples: '0'"));
+  CHECK(holds(refusal({"bench", folder, "--samples", "1025"}), "--samples: 1025 is too much"));
+  CHECK(holds(refusal({"bench", folder, "--samples", "64,64"}), "--samples: 64 is there twice"));
   CHECK(holds(refusal({"bench", folder, "--repeats", "0"}), "--repeats: '0'"));
   CHECK(holds(refusal({"bench", folder, "--repeats", "1001"}), "--repeats: at most 1000"));
   CHECK(holds(refusal({"bench", folder, "--prompt-tokens", "x"}), "--prompt-tokens: 'x'"));
