@@ -125,7 +125,9 @@ def check_parity(program: Path, scratch: Path, depth: int, method: Method | None
     found = verify(checkpoint.spec, weights, torch.bfloat16, 1024, forward)
     print(f"parity {name}: {found['summary']}")
     error = max(case["runner_error"] for case in found["comparisons"])
-    check_samples(program, bundle, checkpoint, weights, error)
+    check_samples(program, bundle, checkpoint, weights, error, prompt=[1, 2, 3, 4, 5], count=3)
+    # Of a long prompt the samples read what they have in common together.
+    check_samples(program, bundle, checkpoint, weights, error, prompt=list(range(1, 601)), count=20)
     shutil.rmtree(base)
     return str(found["summary"])
 
@@ -138,26 +140,30 @@ def nearest(weights: Mapping[str, torch.Tensor], method: Method | None) -> dict[
     return with_matrices(weights, matrices)
 
 
-def check_samples(program: Path, bundle: Path, checkpoint: Checkpoint, weights: Any, error: float) -> None:
-    """Three greedy samples, whose rows are copies in the cache, must be alike, and be what one is.
+def check_samples(
+    program: Path, bundle: Path, checkpoint: Checkpoint, weights: Any, error: float, *, prompt: list[int], count: int
+) -> None:
+    """Greedy samples of a prompt, whose rows are copies in the cache, must be alike, and be what one is.
 
     One row has a kernel of its own, so that logits, each at most `error` from float64's, are not the same to the bit:
     where the texts part, float64 may hold at most 2 * error between the two tokens. Raises RuntimeError.
     """
-    command = [str(program), "generate", str(bundle), "--prompt-ids=1,2,3,4,5", "--temperature=0", "--max-tokens=40"]
-    printed = (run([*command, "--raw", "--json", f"--num-samples={count}"]).splitlines()[-1] for count in (1, 3))
-    (one,), three = ([sample["ids"] for sample in json.loads(line)["samples"]] for line in printed)
-    if three != [three[0]] * 3:
-        raise RuntimeError(f"samples of one prompt differ: {three}")
-    same = next((i for i, (a, b) in enumerate(zip(one, three[0], strict=True)) if a != b), len(one))
-    print(f"  three greedy samples of 40 tokens are alike; one sample has the first {same} of them", end="")
+    command = [str(program), "generate", str(bundle), f"--prompt-ids={','.join(map(str, prompt))}", "--temperature=0",
+               "--max-tokens=40", "--raw", "--json"]  # fmt: skip
+    printed = (run([*command, f"--num-samples={samples}"]).splitlines()[-1] for samples in (1, count))
+    (one,), many = ([sample["ids"] for sample in json.loads(line)["samples"]] for line in printed)
+    if many != [many[0]] * count:
+        raise RuntimeError(f"samples of one prompt differ: {many}")
+    same = next((i for i, (a, b) in enumerate(zip(one, many[0], strict=True)) if a != b), len(one))
+    print(f"  {count} greedy samples of {len(prompt)} + 40 tokens are alike; one sample has the first {same} of 40",
+          end="")  # fmt: skip
     if same < len(one):
-        ids = torch.tensor([[1, 2, 3, 4, 5, *one[:same]]])
+        ids = torch.tensor([[*prompt, *one[:same]]])
         exact = reference_logits(checkpoint.spec, weights, torch.float64, 1024, {"ids": ids})["ids"][0, -1]
-        apart = float(abs(exact[one[same]] - exact[three[0][same]]))
+        apart = float(abs(exact[one[same]] - exact[many[0][same]]))
         print(f", then float64 holds {apart:.2g} between the two (allowed {2 * error:.2g})", end="")
         if not apart <= 2 * error:
-            raise RuntimeError(f"one sample differs from three: {one} and {three[0]}")
+            raise RuntimeError(f"one sample differs from {count}: {one} and {many[0]}")
     print()
 
 
@@ -200,13 +206,14 @@ def measure(program: Path, scratch: Path) -> dict[str, Any]:
     checkpoint = load_checkpoint(choose_checkpoint(None, "base", "d20", 0, base, None))
     weights = prepare_weights(checkpoint.weights, torch.bfloat16)
     bundle = write_bundle(scratch / "bundle-d20", checkpoint, weights, 2048)
-    output = run([str(program), "bench", str(bundle), "--batch=1,4,64", f"--prompt-tokens={CONTEXT}",
+    output = run([str(program), "bench", str(bundle), "--batch=1,4,64", "--samples=64", f"--prompt-tokens={CONTEXT}",
                   f"--decode-tokens={NEW}", "--repeats=3", "--json"])  # fmt: skip
     print(output)
     packed = {method: packed_rate(program, scratch, checkpoint, method) for method in ("int8", "int4")}
     eager = eager_rate(checkpoint, weights)
     lines = json.loads(output.splitlines()[-1])["lines"]
     decode, few, batch = (line["tokens_per_s"]["median"] for line in lines if line["what"] == "decode")
+    (samples,) = (line["tokens_per_s"]["median"] for line in lines if line["what"] == "samples")
     print(f"one small operator of eager PyTorch: {launch_seconds() * 1e6:.1f} us; it starts some 1,500 a token")
     print(f"d20, batch 1, context {CONTEXT}: runner {decode:.0f} tokens/s, eager PyTorch {eager:.1f} tokens/s "
           f"({decode / eager:.1f} x)")  # fmt: skip
@@ -214,10 +221,12 @@ def measure(program: Path, scratch: Path) -> dict[str, Any]:
         print(f"{method}: runner {rate:.0f} tokens/s, {rate / decode:.2f} times bfloat16's")
     print(f"4 rows: {few:.0f} tokens/s, {few / decode:.1f} times one row's")
     print(f"64 rows: {batch:.0f} tokens/s, {batch / decode:.1f} times one row's")
+    print(f"64 samples of one prompt: {samples:.0f} tokens/s, {samples / decode:.1f} times one row's")
     return {
         "runner_tokens_per_s": decode,
         **{f"{method}_tokens_per_s": rate for method, rate in packed.items()},
         "batch_tokens_per_s": batch,
+        "samples_tokens_per_s": samples,
         "eager_tokens_per_s": eager,
         "bench": json.loads(output.splitlines()[-1]),
     }

@@ -52,7 +52,8 @@ class CudaBackend final : public Backend {
 
   // One token of each of few rows is decoded by the kernel that is made for it; all else is computed as many rows.
   Logits step(const Step& step, Cache& cache) override {
-    const auto& on_card = static_cast<const cuda::CardCache&>(cache);
+    auto& on_card = static_cast<cuda::CardCache&>(cache);
+    on_card.will_write(std::ranges::min(step.position));
     const auto kept = std::ssize(step.logits_to_keep);
     const std::int64_t vocab = weights_.model().vocab;
     const auto count = static_cast<std::size_t>(step.batch * kept * vocab);

@@ -16,4 +16,21 @@ struct AttendParams {
   float* parts;                                 // [rows * length, n_head, splits, kPartStride] where the keys are split
 };
 
+/// Floats of a part of a query's attention: 128 sums of values, behind them the sum of exponentials, or the largest
+/// score and that.
+inline constexpr int kPartStride = 128 + 4;
+
+/// The leading keys that a step's rows have alike, which are attended to for all rows together (attend_shared.cuh).
+struct SharedKeys {
+  int count = 0;           // 0: none
+  int chunks = 0;          // parts that they are attended to in
+  float* parts = nullptr;  // [chunks, rows, n_head, kPartStride]
+
+  // Whether the query at a position, behind them, sees any.
+  __host__ __device__ bool is_seen(int position, int window) const { return position - window < count; }
+  __host__ __device__ float* part(int chunk, int rows, int n_head, int row, int head) const {
+    return parts + ((static_cast<long long>(chunk) * rows + row) * n_head + head) * kPartStride;
+  }
+};
+
 }  // namespace nanochat_x::cuda

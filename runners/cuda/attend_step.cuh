@@ -6,7 +6,8 @@
 // they are there since earlier steps. The warps make queries, and new keys and values, and attend to a tile together.
 //
 // An item that begins in one block and ends in another is added up by the block that is the last to have its part.
-// Exponentials are taken without the largest score, as in attend.cuh.
+// Exponentials are taken without the largest score, as in attend.cuh. Keys that all rows have alike are not read here:
+// what attend_shared has made of them is added.
 
 #include <cuda_bf16.h>
 
@@ -32,26 +33,27 @@ struct AttendStepParams {
   AttendParams attend;  // `parts`: two of each block
   int rows;
   unsigned* arrived;  // [rows, n_head]: parts of an item that are there; zeros between kernels
+  SharedKeys shared;
 };
 
 struct AttendStepMemory {
   alignas(128) unsigned char tiles[kStepStages][2][kStepTileBytes];
   alignas(16) float query[kStepWarps][kHeadDim];          // of some items, of as many as there are warps
-  alignas(16) float fresh[kStepWarps][kHeadDim];          // the new values, weighted
+  alignas(16) float fresh[kStepWarps][kHeadDim];          // the new values, weighted, and what rows have alike
   alignas(16) float sum[2][kStepWarps][kHeadDim];         // of values, by warp; of one item while another's are read
   float fresh_weight[kStepWarps], weight[2][kStepWarps];  // sums of exponentials
   std::uint64_t full[kStepStages], empty[kStepStages];
   bool is_last;
 };
 
-// One head of one row, and the keys before the new one.
+// One head of one row, and its own keys before the new one.
 struct StepItem {
   int row, head, begin;  // begin: the first of its tiles among all
   int position, first, count;
 
   __device__ void see(const AttendStepParams& p) {
     position = row < p.rows ? __ldg(p.attend.position + row) : 0;
-    first = max(0, position - p.attend.window);
+    first = max(p.shared.count, position - p.attend.window);
     count = position - first;
   }
   // One at least: the new key belongs to an item's last tile.
@@ -196,7 +198,9 @@ class AttendStep {
     const __nv_bfloat16* raw = h.qkv + item.row * p_.attend.q_stride;
     HeadVector query = HeadVector::load(raw + item.head * kHeadDim);
     HeadVector key{}, value{};
+    SharedSum shared{};
     if (ends) {
+      shared = shared_sum(item);
       key = HeadVector::load(raw + (h.n_head + kv_head) * kHeadDim);
       value = HeadVector::load(raw + (h.n_head + h.n_kv_head + kv_head) * kHeadDim);
     }
@@ -214,7 +218,27 @@ class AttendStep {
       value.scale(weight);
     }
     value.store(memory_.fresh[warp_]);
-    if (lane_ == 0) memory_.fresh_weight[warp_] = weight;
+    if (lane_ == 0) memory_.fresh_weight[warp_] = weight + shared.weight;
+    __syncwarp();
+    float4& four = reinterpret_cast<float4*>(memory_.fresh[warp_])[lane_];
+    four = four + shared.values;
+  }
+
+  // What an item has of the keys that are alike in all rows. Lane l has dims 4 l and on.
+  struct SharedSum {
+    float4 values;
+    float weight;
+  };
+  __device__ SharedSum shared_sum(const StepItem& item) const {
+    SharedSum sum{};
+    if (!p_.shared.is_seen(item.position, p_.attend.window)) return sum;
+#pragma unroll 8
+    for (int i = 0; i < p_.shared.chunks; ++i) {
+      const float* part = p_.shared.part(i, p_.rows, p_.attend.n_head, item.row, item.head);
+      sum.values = sum.values + __ldcg(reinterpret_cast<const float4*>(part) + lane_);
+      sum.weight += __ldcg(part + kHeadDim);
+    }
+    return sum;
   }
 
   __device__ float gate_of(int row, int kv_head) const {

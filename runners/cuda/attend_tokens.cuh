@@ -16,8 +16,7 @@ namespace nanochat_x::cuda {
 
 inline constexpr int kTokenThreads = 128, kTokenWarps = kTokenThreads / 32;
 inline constexpr int kMostPieces = 16;
-inline constexpr int kPartStride = kHeadDim + 4;  // a piece's sum, its largest score and its total weight
-inline constexpr int kLoads = 2;                  // of four keys each, which a warp has in flight
+inline constexpr int kLoads = 2;  // of four keys each, which a warp has in flight
 
 // 16 elements of a bfloat16 row in a lane.
 struct Sixteen {

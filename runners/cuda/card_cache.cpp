@@ -52,12 +52,14 @@ std::unique_ptr<Cache> CardCache::copy(std::span<const std::int64_t> source, std
     }
   }
   check(cudaStreamSynchronize(nullptr), "copying the KV cache");  // the original may be freed now
+  const bool of_one_row = std::ranges::all_of(source, [&](std::int64_t from) { return from == source.front(); });
+  result->shared_ = of_one_row ? length : std::min(shared_, length);
   return result;
 }
 
 DecoderCache CardCache::row(std::int64_t row) const {
   const std::int64_t begin = row * n_kv_head_ * capacity_ * kHeadDim;
-  return {keys_.data() + begin, values_.data() + begin, rows_, capacity_};
+  return {keys_.data() + begin, values_.data() + begin, rows_, capacity_, shared_};
 }
 
 }  // namespace nanochat_x::cuda

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -10,7 +11,8 @@
 
 namespace nanochat_x::cuda {
 
-/// KV cache on the card: bfloat16 [n_layer, rows, n_kv_head, capacity, 128], zeroed when made.
+/// KV cache on the card: bfloat16 [n_layer, rows, n_kv_head, capacity, 128], zeroed when made. It knows what rows have
+/// in common as copies of one row: samples of one prompt attend to that together (attend_shared.cuh).
 class CardCache final : public Cache {
  public:
   /// Throws Error if the card has no room.
@@ -20,11 +22,14 @@ class CardCache final : public Cache {
   std::int64_t capacity() const override { return capacity_; }
   std::unique_ptr<Cache> copy(std::span<const std::int64_t> source, std::int64_t length,
                               std::int64_t capacity) const override;
-  /// For the decoder.
+  /// To be called before a step that writes from `position` on in some row: there its rows are no longer alike.
+  void will_write(std::int64_t position) { shared_ = std::min(shared_, position); }
+  /// For the kernels.
   DecoderCache row(std::int64_t row) const;
 
  private:
   std::int64_t n_layer_, n_kv_head_, rows_, capacity_;
+  std::int64_t shared_ = 0;  // leading positions that are known to be the same in all rows
   DeviceArray<std::uint16_t> keys_, values_;
 };
 

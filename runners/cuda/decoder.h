@@ -50,6 +50,7 @@ struct DecoderModel {
 struct DecoderCache {
   void *keys = nullptr, *values = nullptr;  ///< of the row that is to be decoded
   std::int64_t rows = 1, capacity = 0;
+  std::int64_t shared = 0;  ///< leading positions that this row and all behind it have alike
 };
 
 /// Why a model cannot be decoded by this kernel; empty: it can. Sizes alone count.

@@ -33,8 +33,9 @@ class ForwardPass {
 
   /// Appends keys and values of the step's tokens to `cache` (its first row is the step's first) and writes logits
   /// float32 [batch, R, vocab] to `logits`, page-locked or on the card. Ordered on `stream` (a cudaStream_t, not the
-  /// default one), does not wait for the card. position + length <= capacity in every row. A step of one token a row
-  /// that is like the one before it, but for tokens and positions, is started as a CUDA graph.
+  /// default one), does not wait for the card. In every row cache.shared <= position and position + length <= capacity.
+  /// A step of one token a row that is like the one before it, but for tokens and positions, is started as a CUDA
+  /// graph.
   void step(const Step& step, const DecoderCache& cache, float* logits, void* stream);
 
  private:
