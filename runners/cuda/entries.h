@@ -52,11 +52,11 @@ struct Entries<WeightFormat::kInt4> : PackedEntries<4> {};
 
 inline constexpr int kGroupBytes = 64;  // of a vector that is multiplied (vector.cuh)
 
-inline constexpr int kProductWarps = 14;  // that multiply rows of n_embd columns
+inline constexpr int kProductWarps = 10;  // that multiply rows of n_embd columns
 inline constexpr int kSumSlots = (kProductWarps + 3) / 4 * 4;
 
 /// What warps add to a row. Padded: neighbouring rows lie in different banks.
-using RowSums = float[kSumSlots + 4];
+using RowSums = float[kSumSlots + (kSumSlots % 8 == 0 ? 4 : 8)];
 
 /// Of two passes and so many vectors (sums.cuh).
 __host__ __device__ inline int sums_bytes(int vectors) {

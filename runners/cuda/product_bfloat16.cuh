@@ -60,9 +60,9 @@ template <>
 struct Product<WeightFormat::kBfloat16> {
   using E = Entries<WeightFormat::kBfloat16>;
 
-  // Rows of n_embd columns, of which each warp but the last takes one group of each 14; the last one calls meanwhile(),
-  // once. Then finish(vector, row, sum) by the first warps, a lane for each row of a pass, and for rows that are not
-  // there. GROUPS: those of a warp, at most.
+  // Rows of n_embd columns, of which each warp but the last takes one group of each kProductWarps; the last one calls
+  // meanwhile(), once. Then finish(vector, row, sum) by the first warps, a lane for each row of a pass, and for rows
+  // that are not there. GROUPS: those of a warp, at most.
   template <int GROUPS, int BATCH, typename Meanwhile, typename Finish>
   static __device__ void wide(RingReader& ring, const Sums& sums, unsigned& turn, const Vector& x, int n_embd, int rows,
                               Meanwhile meanwhile, Finish finish) {

@@ -12,7 +12,9 @@
 
 namespace nanochat_x::cuda {
 
-inline constexpr int kConsumerWarps = 15;  // with the producer's they are 16, and a thread can have 128 registers
+// With the producer's they are 12, and a thread can have 168 registers. Of 16 warps a thread can have 128, which is too
+// few: some values lay in local memory then.
+inline constexpr int kConsumerWarps = 11;
 static_assert(kProductWarps == kConsumerWarps - 1, "the last one takes the norm while the others multiply");
 inline constexpr int kConsumers = 32 * kConsumerWarps;
 inline constexpr int kThreads = kConsumers + 32;
