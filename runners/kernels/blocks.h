@@ -12,6 +12,9 @@ inline constexpr std::int64_t kRowsOfBlock = 24;
 /// Of a row of x, what is computed with at a time: four rows of that and four of w stay in the first cache, in 24 KiB.
 inline constexpr std::int64_t kBytesOfPart = 3072;
 
+/// Bytes that memory is asked for at a time, of the processors that there are kernels for.
+inline constexpr std::int64_t kLine = 64;
+
 /// Asks for what is computed with next, a few lines with each step of what is computed now. A tile reads its rows side
 /// by side, and processors do not follow that as well as memory which is read from one end to the other: so they are
 /// asked for in the order in which they lie.
@@ -36,7 +39,6 @@ class Ahead {
   }
 
  private:
-  static constexpr std::int64_t kLine = 64;
   const char* at_ = nullptr;
   const char* end_ = nullptr;
   std::int64_t bytes_ = 0;

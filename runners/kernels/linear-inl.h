@@ -66,7 +66,8 @@ HWY_INLINE void tile(D d, const Format& f, const float* x, const Output& to, std
       } else if constexpr (Format::kAhead > 0) {
         const auto* const now =
             static_cast<const std::uint8_t*>(f.bytes(row)) + (g * f.steps() + step) * Format::kStepBytes;
-        hwy::Prefetch(now + Format::kAhead);  // whatever lies there
+        // Whatever lies there: every line, as a step of long vectors has more than one.
+        for (std::int64_t i = 0; i < Format::kStepBytes; i += kLine) hwy::Prefetch(now + Format::kAhead + i);
       }
       for (int r = 0; r < R; ++r) {
         if constexpr (kLate) {
