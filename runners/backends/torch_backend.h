@@ -16,6 +16,9 @@ class TorchBackend : public Backend {
   Logits forward(std::span<const std::int64_t> ids, std::int64_t batch, std::int64_t length) override;
   Logits step(const Step& step, Cache& cache) override;
   std::unique_ptr<Cache> new_cache(std::int64_t rows, std::int64_t capacity) override;
+  // A piece makes all matrices floats once, whatever its length: on 2 cores of an Intel Xeon (Emerald Rapids) d12 read
+  // 512 tokens 1.05 to 1.07 times as fast as in two pieces of 256.
+  std::int64_t prefill_chunk() const override { return 512; }
 
  protected:
   TorchBackend(const Bundle& bundle, const BackendOptions& options);
