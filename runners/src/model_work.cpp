@@ -119,14 +119,8 @@ double ModelWork::decode_bytes(std::int64_t rows, std::int64_t context, std::int
 
 double ModelWork::samples_bytes(std::int64_t rows, std::int64_t prompt, std::int64_t tokens) const {
   // Behind the prompt a row sees as many keys of its own as if there were none.
-  double all = 0, own = 0;
-  for (const std::int64_t window : windows) {
-    all += keys_before(prompt, tokens, window);
-    own += keys_before(0, tokens, window);
-  }
-  const double keys = (all + static_cast<double>(rows - 1) * own) / static_cast<double>(tokens);
-  return static_cast<double>(matrix_bytes) + keys * static_cast<double>(kv_bytes) +
-         static_cast<double>(rows) * static_cast<double>(row_bytes);
+  const double own = decode_bytes(1, 0, tokens) - static_cast<double>(matrix_bytes);
+  return decode_bytes(1, prompt, tokens) + static_cast<double>(rows - 1) * own;
 }
 
 double ModelWork::prefill_operations(std::int64_t rows, std::int64_t tokens) const {
