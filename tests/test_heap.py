@@ -10,11 +10,12 @@ import pytest
 
 # What is freed lies below what is kept, so that the C library does not give it back by itself.
 _PROGRAM = """
+import resource
 from nanochat_x.heap import give_back
 
 def resident():
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
+        return int(file.read().split()[1]) * resource.getpagesize()
 
 freed = [bytes(1000) for _ in range(100_000)]
 kept = bytes(1000)
