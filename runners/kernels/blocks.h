@@ -15,6 +15,11 @@ inline constexpr std::int64_t kBytesOfPart = 3072;
 /// Bytes that memory is asked for at a time, of the processors that there are kernels for.
 inline constexpr std::int64_t kLine = 64;
 
+/// Bytes behind what one row of x is multiplied with that memory is asked for, where w is read as it lies in 16, 8 and
+/// 4 bits. On 2 cores of an Intel Xeon (Emerald Rapids), 400 MiB in rows of 768: bfloat16 1.35 times as fast as what
+/// the processor sees by itself, 1 KiB 1.2 times, 2 to 8 KiB alike; 4 bits 1.16 times as fast as 1.5 KiB.
+inline constexpr std::int64_t kBytesAhead = 4096;
+
 /// Asks for what is computed with next, a few lines with each step of what is computed now. A tile reads its rows side
 /// by side, and processors do not follow that as well as memory which is read from one end to the other: so they are
 /// asked for in the order in which they lie.

@@ -19,6 +19,7 @@
 #include <bit>
 #include <cstdint>
 
+#include "blocks.h"
 #include "kernels.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -71,7 +72,9 @@ HWY_INLINE auto upper_half(V words) {
 template <class D, class Stored>
 struct Plain {
   static constexpr bool kScaled = false, kNumbers = true;
-  static constexpr std::int64_t kStepBytes = 2 * kLanes<D> * static_cast<std::int64_t>(sizeof(Stored)), kAhead = 0;
+  static constexpr std::int64_t kStepBytes = 2 * kLanes<D> * static_cast<std::int64_t>(sizeof(Stored));
+  // (in 16 bits, 2 cores of an Intel Xeon, Emerald Rapids: 1.4 times as fast as what the processor sees by itself)
+  static constexpr std::int64_t kAhead = sizeof(Stored) == 2 ? kBytesAhead : 0;
   const Stored* w;
   std::int64_t K, stride;
 

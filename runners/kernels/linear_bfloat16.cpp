@@ -65,6 +65,7 @@ NANOCHAT_X_BF16 void tile(const Part& part, const Output& to, std::int64_t row, 
   std::int64_t k = 0;
   for (; k + kSums * kLanes <= part.depth; k += kSums * kLanes) {
     if constexpr (R > 1) ahead.fetch<2>();
+    if constexpr (R == 1 && M == 1) ahead.fetch<1>();
     for (int i = 0; i < kSums; ++i) {
       const std::int64_t at = k + i * kLanes;
       __m512bh weights[R];
@@ -131,8 +132,10 @@ void linear_bfloat16(const std::uint16_t* x, std::int64_t M, std::int64_t K, con
   if (!multiplies_bfloat16()) throw Error("this processor does not multiply bfloat16");
   if (M == 1) {
     // Nothing is gained by rows side by side: w is read as it lies.
-    Ahead none;
-    return tiles<1, 1>({x, w, K, K}, {y, y_stride, 1, false}, begin, end, none);
+    const std::int64_t steps = std::max<std::int64_t>(1, K / (2 * kLanes)), bytes = K * 2;
+    const char* const from = reinterpret_cast<const char*>(w);
+    Ahead ahead(from + begin * bytes + kBytesAhead, from + end * bytes + kBytesAhead, (bytes + steps - 1) / steps);
+    return tiles<1, 1>({x, w, K, K}, {y, y_stride, 1, false}, begin, end, ahead);
   }
   constexpr std::int64_t kDepth = kBytesOfPart / static_cast<std::int64_t>(sizeof(std::uint16_t));
   in_blocks(begin, end, [&](std::int64_t from, std::int64_t stop, std::int64_t next) {

@@ -104,7 +104,8 @@ NANOCHAT_X_VNNI inline void tile(const QuantizedRow& x, const QuantizedWeights& 
   const std::int64_t bytes_of_group = x.group() * kBits / 8;
   const __m128i shift = _mm_cvtsi32_si128(std::countr_zero(static_cast<std::uint64_t>(bytes_of_group)));
   const __m512i fours = _mm512_set_epi32(60, 56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4, 0);
-  Ahead next(w.q + R * bytes_of_row, w.q + 2 * R * bytes_of_row, R * kChunk);
+  const std::uint8_t* const ahead = w.q + R * bytes_of_row + kBytesAhead;
+  Ahead next(ahead, ahead + R * bytes_of_row, R * kChunk);
   const QuantizedRow::Line* of_x = x.lines();
   std::int64_t at = 0;  // bytes of a row that are done
   __m512 total[4], lifted[4];
