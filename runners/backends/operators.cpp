@@ -6,7 +6,9 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 
+#include "nanochat_x/bundle.h"
 #include "operator_tensors.h"
 #include "split.h"
 
@@ -62,18 +64,36 @@ at::Tensor product_of_few(const at::Tensor& x, std::int64_t columns, const Few& 
   });
 }
 
+// A float32 y [rows, columns] as by_columns, split where kernels::matmul rearranges weights.
+template <typename Work>
+at::Tensor by_panels(const at::Tensor& x, std::int64_t columns, const Work& work) {
+  at::Tensor y = at::empty({x.size(0), columns}, x.options().dtype(at::kFloat));
+  float* to = y.mutable_data_ptr<float>();
+  constexpr std::int64_t kPanel = kernels::kPanelRows;
+  in_parallel((columns + kPanel - 1) / kPanel, 1,
+              [&](std::int64_t begin, std::int64_t end) { work(to, begin * kPanel, std::min(columns, end * kPanel)); });
+  return y;
+}
+
 // x [M, K] times a matrix [N, K], transposed, for many rows of x, in float32. many(x, M, y, begin, end): the products
 // of all of x with rows [begin, end) of the matrix, by kernels::matmul.
 template <typename Many>
 at::Tensor product_of_many(const at::Tensor& x, std::int64_t columns, const Many& many) {
   const at::Tensor wide = x.to(at::kFloat);
-  at::Tensor y = at::empty({x.size(0), columns}, wide.options());
-  float* to = y.mutable_data_ptr<float>();
-  constexpr std::int64_t kPanel = kernels::kPanelRows;
-  in_parallel((columns + kPanel - 1) / kPanel, 1, [&](std::int64_t begin, std::int64_t end) {
-    many(wide.const_data_ptr<float>(), x.size(0), to, begin * kPanel, std::min(columns, end * kPanel));
+  return by_panels(wide, columns, [&](float* to, std::int64_t begin, std::int64_t end) {
+    many(wide.const_data_ptr<float>(), wide.size(0), to, begin, end);
   });
-  return y;
+}
+
+// Whether libtorch multiplies many rows of bfloat16 faster than kernels::matmul does in float32, and integers.
+enum class Bfloat16 { slower, faster, by_amx };
+
+Bfloat16 many_rows_of_bfloat16() {
+  static const Bfloat16 speed = !kernels::multiplies_bfloat16()         ? Bfloat16::slower
+                                : cpu_has_feature("amx_bf16")           ? Bfloat16::by_amx
+                                : kernels::multiplies_bfloat16_faster() ? Bfloat16::faster
+                                                                        : Bfloat16::slower;
+  return speed;
 }
 
 // The same for up to kMostRows rows of bfloat16, without widening it.
@@ -165,15 +185,37 @@ at::Tensor product_of_one(const at::Tensor& x, const Quantized& m, const One& on
                     [&](float* to, std::int64_t begin, std::int64_t end) { one(row, to, begin, end); });
 }
 
-// A quantised matrix times x [..., K]. `one` and `few` as above; widen(begin, end, out) for out of float and of
+// The same for many rows. many(rows, y, begin, end): the products of all of them.
+template <typename Many>
+at::Tensor product_of_integers(const at::Tensor& x, const Quantized& m, const Many& many) {
+  if (x.scalar_type() == at::kFloat || !kernels::QuantizedRows::takes(m.group)) return {};
+  const at::Tensor wide = x.to(at::kFloat);
+  const auto* from = wide.const_data_ptr<float>();
+  const std::int64_t M = wide.size(0);
+  kernels::QuantizedRows rows(M, m.depth, m.group);
+  constexpr std::int64_t kTogether = kernels::QuantizedRows::kTogether;
+  std::atomic<bool> finite = true;
+  in_parallel((M + kTogether - 1) / kTogether, 1, [&](std::int64_t begin, std::int64_t end) {
+    if (!rows.quantize(from, begin * kTogether, std::min(M, end * kTogether))) finite = false;
+  });
+  if (!finite) return {};
+  return by_panels(wide, m.columns,
+                   [&](float* to, std::int64_t begin, std::int64_t end) { many(rows, to, begin, end); });
+}
+
+// A quantised matrix times x [..., K]. `one`, `few` and `many` as above; widen(begin, end, out) for out of float and of
 // bfloat16's bits.
-template <typename One, typename Few, typename Widen>
-at::Tensor quantized_product(const at::Tensor& x, const Quantized& m, const One& one, const Few& few,
+template <typename One, typename Few, typename Many, typename Widen>
+at::Tensor quantized_product(const at::Tensor& x, const Quantized& m, const One& one, const Few& few, const Many& many,
                              const Widen& widen) {
   const at::Tensor rows = flat(x, m.depth);
   if (const at::Tensor y = product_of_one(rows, m, one); y.defined()) return shaped(y, x);
   if (rows.size(0) <= kernels::kMostRows) return shaped(product_of_few(rows, m.columns, few), x);
-  if (x.scalar_type() == at::kBFloat16 && kernels::multiplies_bfloat16()) {
+  const bool bfloat16 = x.scalar_type() == at::kBFloat16;
+  if (!bfloat16 || many_rows_of_bfloat16() != Bfloat16::by_amx) {
+    if (const at::Tensor y = product_of_integers(rows, m, many); y.defined()) return shaped(y, x);
+  }
+  if (bfloat16 && many_rows_of_bfloat16() != Bfloat16::slower) {
     return shaped(widened_product<std::uint16_t>(rows, m.columns, widen), x);
   }
   return shaped(widened_product<float>(rows.to(at::kFloat), m.columns, widen), x);
@@ -190,15 +232,15 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight) {
   const std::int64_t depth = weight.size(1), columns = weight.size(0);
   const at::Tensor rows = flat(x, depth), whole = weight.contiguous();
   const void* w = whole.const_data_ptr();
-  const bool as_they_are = type == kernels::Type::bfloat16 && kernels::multiplies_bfloat16();
+  const bool bfloat16 = type == kernels::Type::bfloat16;
   if (rows.size(0) <= kernels::kMostRows) {
-    if (as_they_are) return shaped(product_of_bfloat16(rows, whole), x);
+    if (bfloat16 && kernels::multiplies_bfloat16()) return shaped(product_of_bfloat16(rows, whole), x);
     const auto few = [=](const float* from, std::int64_t count, float* to, std::int64_t begin, std::int64_t end) {
       kernels::linear(from, count, depth, w, type, to, columns, begin, end);
     };
     return shaped(product_of_few(rows, columns, few), x);
   }
-  if (as_they_are) return at::linear(x, weight);
+  if (bfloat16 && many_rows_of_bfloat16() != Bfloat16::slower) return at::linear(x, weight);
   const auto many = [=](const float* from, std::int64_t count, float* to, std::int64_t begin, std::int64_t end) {
     kernels::matmul(from, count, depth, w, type, to, columns, begin, end);
   };
@@ -233,6 +275,9 @@ at::Tensor linear_int8(const at::Tensor& x, const at::Tensor& weight, const at::
       [&](const float* from, std::int64_t rows, float* to, std::int64_t begin, std::int64_t end) {
         kernels::linear_int8(from, rows, m.depth, values, bits_of(s), m.group, to, m.columns, begin, end);
       },
+      [&](const kernels::QuantizedRows& many, float* to, std::int64_t begin, std::int64_t end) {
+        kernels::matmul_int8(many, values, bits_of(s), to, m.columns, begin, end);
+      },
       [&](std::int64_t begin, std::int64_t end, auto* to) {
         kernels::widen_int8(m.depth, values, bits_of(s), m.group, to, begin, end);
       });
@@ -253,6 +298,9 @@ at::Tensor linear_int4(const at::Tensor& x, const at::Tensor& weight, const at::
       },
       [&](const float* from, std::int64_t rows, float* to, std::int64_t begin, std::int64_t end) {
         kernels::linear_int4(from, rows, m.depth, values, bits_of(s), offsets, m.group, to, m.columns, begin, end);
+      },
+      [&](const kernels::QuantizedRows& many, float* to, std::int64_t begin, std::int64_t end) {
+        kernels::matmul_int4(many, values, bits_of(s), offsets, to, m.columns, begin, end);
       },
       [&](std::int64_t begin, std::int64_t end, auto* to) {
         kernels::widen_int4(m.depth, values, bits_of(s), offsets, m.group, to, begin, end);

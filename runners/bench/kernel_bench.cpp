@@ -176,6 +176,31 @@ std::vector<Case> prompts(const Options& options, Memory& memory) {
     cases.push_back({name, kRowsOfPrompt, (type == Type::float32 ? 4.0 : 2.0) * static_cast<double>(K),
                      static_cast<double>(K), work});
   }
+  if (!kernels::QuantizedRows::takes(options.group)) return cases;
+  const auto rows = std::make_shared<kernels::QuantizedRows>(kRowsOfPrompt, K, options.group);
+  rows->quantize(memory.x.data(), 0, kRowsOfPrompt);
+  const double extra = 1.0 / static_cast<double>(options.group);
+  for (const int bits : {8, 4}) {
+    const auto work = [&memory, rows, bits](int thread, std::int64_t begin, std::int64_t end) {
+      constexpr std::int64_t kBlock = 8 * kernels::kPanelRows;
+      std::vector<float>& y = memory.y[static_cast<std::size_t>(thread)];
+      y.resize(static_cast<std::size_t>(kRowsOfPrompt * kBlock));
+      const auto* w = memory.weights.data();
+      const auto* scales = memory.scales.data();
+      for (; begin < end; begin += kBlock) {
+        const std::int64_t stop = std::min(end, begin + kBlock);
+        if (bits == 8) {
+          kernels::matmul_int8(*rows, reinterpret_cast<const std::int8_t*>(w), scales, y.data() - begin, kBlock, begin,
+                               stop);
+        } else {
+          kernels::matmul_int4(*rows, w, scales, memory.zeros.data(), y.data() - begin, kBlock, begin, stop);
+        }
+      }
+    };
+    const double bytes = bits == 8 ? 1 + 2 * extra : 0.5 + 3 * extra;
+    cases.push_back({bits == 8 ? "matmul 2 bytes x int8" : "matmul 2 bytes x int4", kRowsOfPrompt,
+                     bytes * static_cast<double>(K), static_cast<double>(K), work});
+  }
   return cases;
 }
 

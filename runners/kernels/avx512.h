@@ -1,9 +1,10 @@
 #pragma once
 
 /// For files that call AVX-512's instructions by name; NANOCHAT_X_AVX512, the target that they begin with, is defined
-/// where there are any.
+/// where there are any, and NANOCHAT_X_VNNI, of functions that multiply bytes.
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define NANOCHAT_X_AVX512 "avx512f,avx512bw,avx512vl,avx512dq"
+#define NANOCHAT_X_VNNI __attribute__((target(NANOCHAT_X_AVX512 ",avx512vnni")))
 // (gcc 12 takes a value that its own header leaves undefined on purpose for a mistake)
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -17,6 +18,12 @@ namespace nanochat_x::kernels {
 inline bool has_avx512() {
   return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
          __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx512dq") != 0;
+}
+
+/// Whether it has those of NANOCHAT_X_VNNI too.
+inline bool has_vnni() {
+  static const bool can = has_avx512() && __builtin_cpu_supports("avx512vnni") != 0;
+  return can;
 }
 
 /// Lane i of each block of four lanes: the sum of that block of v_i.

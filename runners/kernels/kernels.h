@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -128,8 +129,50 @@ void linear_int8(const QuantizedRow& x, const std::int8_t* q, const std::uint16_
 void linear_int4(const QuantizedRow& x, const std::uint8_t* q, const std::uint16_t* scales, const std::uint8_t* zeros,
                  float* y, std::int64_t begin, std::int64_t end);
 
+/// Rows of x in integers of 16 bits, as those of a `QuantizedRow`, for one product of many.
+class QuantizedRows {
+ public:
+  /// Rows that lie together: callers split them at multiples of it.
+  static constexpr std::int64_t kTogether = 16;
+
+  /// Whether there are products of them with weights in such groups on this machine: AVX-512 VNNI.
+  static bool takes(std::int64_t group);
+
+  /// Room for rows of x [M, K]. group: of the weights; it must be taken.
+  QuantizedRows(std::int64_t M, std::int64_t K, std::int64_t group);
+
+  /// Rows [begin, end) of x, float32 [M, K], split at multiples of kTogether; threads may call for different rows at
+  /// once. False if a value is NaN or infinite: then there is no product.
+  bool quantize(const float* x, std::int64_t begin, std::int64_t end);
+
+  std::int64_t rows() const { return M_; }
+  std::int64_t columns() const { return K_; }
+  std::int64_t group() const { return group_; }
+  /// Of kTogether rows; see matmul_bytes.cpp.
+  const QuantizedRow::Line* lines(std::int64_t tile) const { return lines_.get() + tile * (K_ / 2); }
+  const float* scales(std::int64_t tile) const { return scales_[tile * (K_ / group_)].of_lane; }
+
+ private:
+  struct alignas(64) Scales {
+    float of_lane[kTogether];
+  };
+  std::int64_t M_, K_, group_;
+  std::unique_ptr<QuantizedRow::Line[]> lines_;
+  std::unique_ptr<Scales[]> scales_;
+};
+
+/// `matmul` of rows in integers, all of which were given, with the weights of `linear_int8` and of `linear_int4`.
+void matmul_int8(const QuantizedRows& x, const std::int8_t* q, const std::uint16_t* scales, float* y,
+                 std::int64_t y_stride, std::int64_t begin, std::int64_t end);
+void matmul_int4(const QuantizedRows& x, const std::uint8_t* q, const std::uint16_t* scales, const std::uint8_t* zeros,
+                 float* y, std::int64_t y_stride, std::int64_t begin, std::int64_t end);
+
 /// Whether this processor multiplies bfloat16 (AVX-512 BF16), and `linear_bfloat16` may be called.
 bool multiplies_bfloat16();
+
+/// Whether it does so at a higher rate than float32. Intel's do not: on an Emerald Rapids the instruction, of 32
+/// products, takes four times as long as the multiply-add of 16 in float32.
+bool multiplies_bfloat16_faster();
 
 /// `linear` with x, and w, in bfloat16: x [M, K] by its bits. Products are exact and sums float32; subnormal numbers
 /// count as zero.

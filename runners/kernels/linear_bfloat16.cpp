@@ -124,6 +124,8 @@ bool multiplies_bfloat16() {
   return can;
 }
 
+bool multiplies_bfloat16_faster() { return multiplies_bfloat16() && __builtin_cpu_is("intel") == 0; }
+
 void linear_bfloat16(const std::uint16_t* x, std::int64_t M, std::int64_t K, const std::uint16_t* w, float* y,
                      std::int64_t y_stride, std::int64_t begin, std::int64_t end) {
   check_batch(M);
@@ -149,6 +151,8 @@ void linear_bfloat16(const std::uint16_t* x, std::int64_t M, std::int64_t K, con
 #else
 
 bool multiplies_bfloat16() { return false; }
+
+bool multiplies_bfloat16_faster() { return false; }
 
 void linear_bfloat16(const std::uint16_t*, std::int64_t, std::int64_t, const std::uint16_t*, float*, std::int64_t,
                      std::int64_t, std::int64_t) {

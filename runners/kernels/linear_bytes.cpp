@@ -14,10 +14,6 @@
 #include "blocks.h"
 #include "integers.h"
 
-#ifdef NANOCHAT_X_AVX512
-#define NANOCHAT_X_VNNI __attribute__((target(NANOCHAT_X_AVX512 ",avx512vnni")))
-#endif
-
 namespace nanochat_x::kernels {
 
 #ifdef NANOCHAT_X_VNNI
@@ -158,8 +154,7 @@ NANOCHAT_X_VNNI void rows(const QuantizedRow& x, const QuantizedWeights& w, floa
 }  // namespace
 
 bool takes_bytes(std::int64_t group) {
-  static const bool can = has_avx512() && __builtin_cpu_supports("avx512vnni") != 0;
-  return can && group >= 16 && std::has_single_bit(static_cast<std::uint64_t>(group));
+  return has_vnni() && group >= 16 && std::has_single_bit(static_cast<std::uint64_t>(group));
 }
 
 std::vector<QuantizedRow::Line> lines_of(const std::int16_t* q, std::int64_t K, std::int64_t group, int bits) {

@@ -61,9 +61,6 @@ namespace {
 
 using Layout = QuantizedRow::Layout;
 
-// A lane sums no more products than a group has weights, and int32 holds 512 of the largest.
-constexpr std::int64_t kLargestGroup = 512;
-
 void product(const QuantizedRow& x, int bits, const QuantizedWeights& w, float* y, std::int64_t begin,
              std::int64_t end) {
   check_rows(begin, end);
@@ -76,6 +73,10 @@ void product(const QuantizedRow& x, int bits, const QuantizedWeights& w, float* 
 }
 
 }  // namespace
+
+bool integers_of(const float* x, std::int64_t K, std::int64_t group, std::int16_t* q, float* scales, float* sums) {
+  return HWY_DYNAMIC_DISPATCH(quantize)(x, K, group, q, scales, sums);
+}
 
 bool QuantizedRow::takes(Layout layout, int bits, std::int64_t group) {
   if (group > kLargestGroup) return false;
@@ -97,7 +98,7 @@ QuantizedRow::QuantizedRow(const float* x, std::int64_t K, std::int64_t group, i
   q_.resize(static_cast<std::size_t>(K));
   scales_.resize(static_cast<std::size_t>(K / group));
   sums_.resize(scales_.size());
-  finite_ = HWY_DYNAMIC_DISPATCH(quantize)(x, K, group, q_.data(), scales_.data(), sums_.data());
+  finite_ = integers_of(x, K, group, q_.data(), scales_.data(), sums_.data());
   if (finite_ && layout == Layout::bytes) lines_ = lines_of(q_.data(), K, group, bits);
 }
 

@@ -159,14 +159,14 @@ TEST_CASE("operators: products with matrices in 8 and 4 bits, few rows and many,
         const auto check = [&](const Tensor& y, const Tensor& weights) {
           const Tensor exact = at::matmul(x.to(at::kDouble), weights.t());
           // A sum of products is off by at most a rounding an addition of the sum of their magnitudes. In 4 bits q x
-          // and zero x are summed apart: magnitudes of 30 in the place of 15. Of many rows in bfloat16 the weights are
-          // rounded to it where the processor multiplies it. One row of 16 bits is rounded to integers, half a step of
-          // its group's largest value at most (quantized_row.cpp).
+          // and zero x are summed apart: magnitudes of 30 in the place of 15. Of many rows in bfloat16 the weights may
+          // be rounded to it. One row of 16 bits, or many, may be rounded to integers, half a step of its group's
+          // largest value at most (quantized_row.cpp).
           const Tensor sums =
               at::matmul(x.to(at::kDouble).abs(),
                          (weights.abs() + 15 * wide.expand({columns, groups, group}).reshape({columns, depth})).t());
           const Tensor most = x.to(at::kDouble).abs().view({rows, groups, group}).amax(-1, true);
-          const double step = type != at::kFloat && rows == 1 ? 0.5 / 32639 + 4 * 0x1p-24 : 0;
+          const double step = type != at::kFloat && (rows == 1 || rows > 16) ? 0.5 / 32639 + 4 * 0x1p-24 : 0;
           const Tensor integers =
               at::matmul(step * most.expand({rows, groups, group}).reshape({rows, depth}), weights.abs().t());
           const double unit = type == at::kFloat ? 0x1p-24 : type == at::kBFloat16 ? 0x1p-8 : 0x1p-11;
@@ -179,6 +179,19 @@ TEST_CASE("operators: products with matrices in 8 and 4 bits, few rows and many,
         check(operators::linear_int8(x, q8.view({columns, depth}), scales), exact8);
         check(operators::linear_int4(x, (low + high * 16).view({columns, depth / 2}), scales, zeros), exact4);
       }
+    }
+  }
+}
+
+TEST_CASE("operators: products in 8 and 4 bits of rows that no integers stand for") {
+  const Tensor scales = at::ones({3, 1}, at::kBFloat16), zeros = at::zeros({3, 1}, at::kByte);
+  for (const std::int64_t rows : {1, 17}) {
+    Tensor x = at::ones({rows, 32}, at::kBFloat16);
+    x[rows - 1][5] = std::numeric_limits<float>::infinity();
+    for (const Tensor& y : {operators::linear_int8(x, at::ones({3, 32}, at::kChar), scales),
+                            operators::linear_int4(x, at::full({3, 16}, 0x11, at::kByte), scales, zeros)}) {
+      CHECK(at::all(at::isposinf(y[rows - 1])).item<bool>());
+      CHECK(at::all(y.narrow(0, 0, rows - 1) == 32).item<bool>());
     }
   }
 }
