@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +57,26 @@ def main() -> int:
         print("there is no CUDA device here; bench/h100.py measures one", file=sys.stderr)
         return 2
     start = time.monotonic()
+
+    def passed(what: str) -> None:
+        print(f"{what}, {time.monotonic() - start:.0f} s from the start")
+
     name = torch.cuda.get_device_name(0)
     print(f"{name}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory(prefix="nanochat_x-h100-") as folder:
         scratch = Path(folder)
         programs = build(scratch / "build")
-        print(f"built in {time.monotonic() - start:.0f} s")
+        passed("built")
         kernel = run_kernel_bench(programs / "decode_bench")
+        passed("decode_bench done")
         many = run_kernel_bench(programs / "pass_bench")
-        parity = [check_parity(programs / "nanochat-cuda", scratch, depth) for depth in (2, 4, 6)]
-        parity += [check_parity(programs / "nanochat-cuda", scratch, 4, method) for method in ("int8", "int4")]
+        passed("pass_bench done")
+        parity = check_all_parity(programs / "nanochat-cuda", scratch)
+        passed("parity checked")
         figures = measure(programs / "nanochat-cuda", scratch)
     figures["of_read_bandwidth"] = percent(kernel, r"d20 context  512, 64 steps.* ([0-9.]+) % of read")
     figures["of_matrix_rate"] = percent(many, r"d20 prompt of 2048.* ([0-9.]+) % of the matrix rate")
-    print(f"all in {time.monotonic() - start:.0f} s")
+    passed("done")
     print(json.dumps({"card": name, "kernel": kernel, "many": many, "parity": parity, **figures}))
     return 0
 
@@ -106,6 +113,13 @@ def percent(lines: list[str], pattern: str) -> float:
     return float(found[-1])
 
 
+def check_all_parity(program: Path, scratch: Path) -> list[str]:
+    """The summaries of all models. They share the card and the processor, as most of it is float64 on the latter."""
+    models: list[tuple[int, Method | None]] = [(6, None), (4, None), (4, "int8"), (4, "int4"), (2, None)]
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda model: check_parity(program, scratch, *model), models))
+
+
 def check_parity(program: Path, scratch: Path, depth: int, method: Method | None = None) -> str:
     """Holds a random model of that depth to the rule of `lower`, in bfloat16; its summary. Raises ParityError.
 
@@ -123,11 +137,11 @@ def check_parity(program: Path, scratch: Path, depth: int, method: Method | None
         run([str(program), "forward", str(bundle), *forward_arguments(inputs, output, cache=cache, chunks=chunks)])
 
     found = verify(checkpoint.spec, weights, torch.bfloat16, 1024, forward)
-    print(f"parity {name}: {found['summary']}")
     error = max(case["runner_error"] for case in found["comparisons"])
-    check_samples(program, bundle, checkpoint, weights, error, prompt=[1, 2, 3, 4, 5], count=3)
+    few = check_samples(program, bundle, checkpoint, weights, error, prompt=[1, 2, 3, 4, 5], count=3)
     # Of a long prompt the samples read what they have in common together.
-    check_samples(program, bundle, checkpoint, weights, error, prompt=list(range(1, 601)), count=20)
+    many = check_samples(program, bundle, checkpoint, weights, error, prompt=list(range(1, 601)), count=20)
+    print(f"parity {name}: {found['summary']}\n  {few}\n  {many}")
     shutil.rmtree(base)
     return str(found["summary"])
 
@@ -142,8 +156,8 @@ def nearest(weights: Mapping[str, torch.Tensor], method: Method | None) -> dict[
 
 def check_samples(
     program: Path, bundle: Path, checkpoint: Checkpoint, weights: Any, error: float, *, prompt: list[int], count: int
-) -> None:
-    """Greedy samples of a prompt, whose rows are copies in the cache, must be alike, and be what one is.
+) -> str:
+    """Greedy samples of a prompt, whose rows are copies in the cache, must be alike, and be what one is; says how far.
 
     One row has a kernel of its own, so that logits, each at most `error` from float64's, are not the same to the bit:
     where the texts part, float64 may hold at most 2 * error between the two tokens. Raises RuntimeError.
@@ -155,16 +169,15 @@ def check_samples(
     if many != [many[0]] * count:
         raise RuntimeError(f"samples of one prompt differ: {many}")
     same = next((i for i, (a, b) in enumerate(zip(one, many[0], strict=True)) if a != b), len(one))
-    print(f"  {count} greedy samples of {len(prompt)} + 40 tokens are alike; one sample has the first {same} of 40",
-          end="")  # fmt: skip
+    text = f"{count} greedy samples of {len(prompt)} + 40 tokens are alike; one sample has the first {same} of 40"
     if same < len(one):
         ids = torch.tensor([[*prompt, *one[:same]]])
         exact = reference_logits(checkpoint.spec, weights, torch.float64, 1024, {"ids": ids})["ids"][0, -1]
         apart = float(abs(exact[one[same]] - exact[many[0][same]]))
-        print(f", then float64 holds {apart:.2g} between the two (allowed {2 * error:.2g})", end="")
+        text += f", then float64 holds {apart:.2g} between the two (allowed {2 * error:.2g})"
         if not apart <= 2 * error:
             raise RuntimeError(f"one sample differs from {count}: {one} and {many[0]}")
-    print()
+    return text
 
 
 def write_bundle(
