@@ -87,21 +87,33 @@ class Reference {
     return x;
   }
 
+  // In as many sums as keep a processor busy: with one, each addition waits for the last.
+  template <typename Value>
+  static double dot(const Value* a, const double* b, std::size_t count) {
+    constexpr std::size_t kSums = 8;
+    double sums[kSums] = {}, sum = 0;
+    std::size_t i = 0;
+    for (; i + kSums <= count; i += kSums) {
+      for (std::size_t j = 0; j < kSums; ++j) sums[j] += a[i + j] * b[i + j];
+    }
+    for (; i < count; ++i) sum += a[i] * b[i];
+    for (const double part : sums) sum += part;
+    return sum;
+  }
+
   static Vector times(const std::vector<float>& matrix, const Vector& x) {
     const std::size_t rows = matrix.size() / x.size();
     Vector out(rows);
     const std::size_t threads = rows * x.size() < 1'000'000 ? 1 : std::max(1U, std::thread::hardware_concurrency());
+    const auto part = [&](std::size_t t) {
+      for (std::size_t r = rows * t / threads; r < rows * (t + 1) / threads; ++r) {
+        out[r] = dot(matrix.data() + r * x.size(), x.data(), x.size());
+      }
+    };
     std::vector<std::jthread> pool;
-    for (std::size_t t = 0; t < threads; ++t) {
-      pool.emplace_back([&, t] {
-        for (std::size_t r = rows * t / threads; r < rows * (t + 1) / threads; ++r) {
-          double sum = 0;
-          for (std::size_t i = 0; i < x.size(); ++i) sum += matrix[r * x.size() + i] * x[i];
-          out[r] = sum;
-        }
-      });
-    }
-    pool.clear();
+    for (std::size_t t = 1; t < threads; ++t) pool.emplace_back(part, t);
+    part(0);
+    pool.clear();  // waits
     return out;
   }
 
@@ -154,16 +166,16 @@ class Reference {
       const std::int64_t kv = head / (m_.n_head / m_.n_kv_head) * 128;
       Vector weights;
       for (std::int64_t key = first; key <= position; ++key) {
-        double score = 0;
-        for (std::int64_t i = 0; i < 128; ++i) score += q[at(head * 128 + i)] * keys[index][at(key)][at(kv + i)];
+        const double score = dot(q.data() + at(head * 128), keys[index][at(key)].data() + at(kv), 128);
         weights.push_back(score / std::sqrt(128.0));
       }
       const double largest = *std::max_element(weights.begin(), weights.end());
       double total = 0;
       for (double& weight : weights) total += weight = std::exp(weight - largest);
+      for (double& weight : weights) weight /= total;
       for (std::int64_t key = first; key <= position; ++key) {
         for (std::int64_t i = 0; i < 128; ++i) {
-          out[at(head * 128 + i)] += weights[at(key - first)] / total * values[index][at(key)][at(kv + i)];
+          out[at(head * 128 + i)] += weights[at(key - first)] * values[index][at(key)][at(kv + i)];
         }
       }
     }
