@@ -135,6 +135,11 @@ class QuantizedRows {
   /// Rows that lie together: callers split them at multiples of it.
   static constexpr std::int64_t kTogether = 16;
 
+  /// Of a group, those of the rows that lie together.
+  struct alignas(64) Scales {
+    float of_row[kTogether];
+  };
+
   /// Whether there are products of them with weights in such groups on this machine: AVX-512 VNNI.
   static bool takes(std::int64_t group);
 
@@ -150,12 +155,9 @@ class QuantizedRows {
   std::int64_t group() const { return group_; }
   /// Of kTogether rows; see matmul_bytes.cpp.
   const QuantizedRow::Line* lines(std::int64_t tile) const { return lines_.get() + tile * (K_ / 2); }
-  const float* scales(std::int64_t tile) const { return scales_[tile * (K_ / group_)].of_lane; }
+  const Scales* scales(std::int64_t tile) const { return scales_.get() + tile * (K_ / group_); }
 
  private:
-  struct alignas(64) Scales {
-    float of_lane[kTogether];
-  };
   std::int64_t M_, K_, group_;
   std::unique_ptr<QuantizedRow::Line[]> lines_;
   std::unique_ptr<Scales[]> scales_;

@@ -1,7 +1,7 @@
 // Many rows of x in integers with int8 and int4, by the instruction that multiplies unsigned bytes with signed ones and
 // adds four products. An integer of x, raised by 2^15, is two unsigned bytes; what that adds to a sum is taken off
-// again before it begins, exactly. Vectors hold one column of 16 rows of x, so that weights are read as they lie, four
-// columns of one row at a time. Machines without the instruction never come here.
+// again before it begins, exactly. Vectors hold four columns of 16 rows of x each, so that four columns of a row of w
+// are one number for all lanes, and weights need not be turned. Machines without the instruction never come here.
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -35,7 +35,7 @@ struct Part {
 // 16 rows of x: for four columns 16 times their high bytes, then their low ones; and of each group the 16 scales.
 struct Tile {
   const QuantizedRow::Line* x;
-  const float* scales;
+  const QuantizedRows::Scales* scales;
 };
 
 // Adds to y [kTileRows, V * 16], rows of w by rows of x, which begin at `w`, `lifts` and `scales` of the part's.
@@ -76,7 +76,7 @@ NANOCHAT_X_VNNI inline void tile(const Tile (&tiles)[V], const Part& part, std::
       const __m512 scale = _mm512_set1_ps(part.scales[(row + r) * part.groups + g]);
       for (int v = 0; v < V; ++v) {
         const __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high[r][v], 8), low[r][v]));
-        const __m512 both = _mm512_mul_ps(_mm512_load_ps(tiles[v].scales + g * kLanes), scale);
+        const __m512 both = _mm512_mul_ps(_mm512_load_ps(tiles[v].scales[g].of_row), scale);
         sums[r][v] = _mm512_fmadd_ps(sum, both, sums[r][v]);
       }
     }
@@ -206,7 +206,7 @@ NANOCHAT_X_VNNI void products(const QuantizedRows& x, std::int64_t first_tile, c
     const Part part = panel.part(first);
     Tile tiles[V];
     for (int v = 0; v < V; ++v) {
-      tiles[v] = {x.lines(first_tile + v) + first * x.group() / 2, x.scales(first_tile + v) + first * kLanes};
+      tiles[v] = {x.lines(first_tile + v) + first * x.group() / 2, x.scales(first_tile + v) + first};
     }
     for (std::int64_t row = 0; row < all; row += kTileRows) tile<V>(tiles, part, row, sums + row * V * kLanes);
   }
@@ -287,7 +287,7 @@ bool QuantizedRows::quantize(const float* x, std::int64_t begin, std::int64_t en
       return false;
     }
     to_lane(q, K_, lines_.get() + m / kLanes * (K_ / 2), m % kLanes);
-    for (std::int64_t g = 0; g < groups; ++g) scales_[m / kLanes * groups + g].of_lane[m % kLanes] = scales[g];
+    for (std::int64_t g = 0; g < groups; ++g) scales_[m / kLanes * groups + g].of_row[m % kLanes] = scales[g];
   }
   return true;
 }
