@@ -14,8 +14,6 @@ namespace kernels = nanochat_x::kernels;
 
 namespace {
 
-constexpr double kUnit = 0x1p-24;  // unit roundoff of float32
-
 /// Queries, keys and values, the latter in runs of the given lengths.
 struct Attention {
   std::int64_t heads, width;

@@ -14,8 +14,6 @@ namespace kernels = nanochat_x::kernels;
 
 namespace {
 
-constexpr double kUnit = 0x1p-24;  // unit roundoff of float32
-
 struct Shape {
   std::int64_t batch, steps, heads, kv_heads, width, slots, window;
 };

@@ -74,10 +74,10 @@ CompactWeights compact_weights(std::int64_t N, std::int64_t K, std::uint32_t see
   return w;
 }
 
-/// How many of y [M, N] are further from the product in double than float32 allows (as in test_linear.cpp). What stands
+/// How many of y [M, N] are further from the product in double than float32 allows (as in weights.h). What stands
 /// in the place of an exception, and is taken off again, is no larger than 2^(base - 127): its magnitude is added.
 std::int64_t wrong(const CompactWeights& w, const std::vector<float>& x, std::int64_t M, const std::vector<float>& y) {
-  const double n = static_cast<double>(w.K) + 4, unit = 0x1p-24, g = n * unit / (1 - n * unit);
+  const double n = static_cast<double>(w.K) + 4, g = n * kUnit / (1 - n * kUnit);
   std::int64_t found = 0;
   for (std::int64_t m = 0; m < M; ++m) {
     for (std::int64_t row = 0; row < w.N; ++row) {

@@ -16,30 +16,10 @@ namespace kernels = nanochat_x::kernels;
 namespace {
 
 constexpr float kUntouched = 12345;
-constexpr double kUnit = 0x1p-24;  // unit roundoff of float32
-
-/// How many of y [M, N] are further from the product in double than float32 allows.
-///
-/// The sum of n products in float32, in whatever order, is off by at most g * sum |x||w| with g = n u / (1 - n u)
-/// (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 4.2 and 3.1). n is K, and 2 for the scale of a
+/// How many of y [M, N] are further from the product than float32 allows. Roundings are K, and 2 for the scale of a
 /// group and for the last sum over lanes, which adds zeros where a row is shorter than they are.
 std::int64_t wrong(const Weights& w, const std::vector<float>& x, std::int64_t M, const std::vector<float>& y) {
-  const double n = static_cast<double>(w.K + 2), g = n * kUnit / (1 - n * kUnit);
-  std::int64_t found = 0;
-  for (std::int64_t m = 0; m < M; ++m) {
-    for (std::int64_t row = 0; row < w.N; ++row) {
-      double sum = 0, magnitudes = 0;
-      for (std::int64_t k = 0; k < w.K; ++k) {
-        const double product =
-            double{x[static_cast<std::size_t>(m * w.K + k)]} * w.exact[static_cast<std::size_t>(row * w.K + k)];
-        sum += product;
-        magnitudes += std::abs(product);
-      }
-      // (not "greater": NaN must count)
-      found += !(std::abs(y[static_cast<std::size_t>(m * w.N + row)] - sum) <= g * magnitudes);
-    }
-  }
-  return found;
+  return nanochat_x::test::wrong(w, {x.begin(), x.end()}, M, y, w.K + 2);
 }
 
 std::vector<float> product(const Weights& w, const std::vector<float>& x, std::int64_t M) {

@@ -16,8 +16,6 @@ namespace kernels = nanochat_x::kernels;
 
 namespace {
 
-constexpr double kUnit = 0x1p-24;  // unit roundoff of float32
-
 using Row = kernels::QuantizedRow;
 constexpr Row::Layout kLayouts[] = {Row::Layout::words, Row::Layout::bytes};
 
@@ -43,32 +41,6 @@ int with_each_layout(std::initializer_list<std::int64_t> groups, Test&& test) {
   return taken;
 }
 
-/// x in groups that differ in size by much.
-std::vector<float> uneven(std::int64_t K, std::int64_t group) {
-  std::vector<float> x = random_floats(static_cast<std::size_t>(K), 21);
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    x[i] *= std::exp2(static_cast<float>(static_cast<std::int64_t>(i) / group % 9 - 4));
-  }
-  return x;
-}
-
-/// How many of y [N] are further from the product in double of w with `values` than `n` roundings of float32 allow (see
-/// test_linear.cpp).
-std::int64_t wrong(const Weights& w, const std::vector<double>& values, const std::vector<float>& y, std::int64_t n) {
-  const double roundings = static_cast<double>(n), g = roundings * kUnit / (1 - roundings * kUnit);
-  std::int64_t found = 0;
-  for (std::int64_t row = 0; row < w.N; ++row) {
-    double sum = 0, magnitudes = 0;
-    for (std::int64_t k = 0; k < w.K; ++k) {
-      const double product = values[static_cast<std::size_t>(k)] * w.exact[static_cast<std::size_t>(row * w.K + k)];
-      sum += product;
-      magnitudes += std::abs(product);
-    }
-    found += !(std::abs(y[static_cast<std::size_t>(row)] - sum) <= g * magnitudes);
-  }
-  return found;
-}
-
 std::vector<float> product(const Weights& w, const Row& x, std::int64_t begin, std::int64_t end) {
   std::vector<float> y(static_cast<std::size_t>(w.N), 12345);
   const std::uint16_t* scales = w.scales.data() + 1;
@@ -87,7 +59,7 @@ std::vector<float> product(const Weights& w, const Row& x, std::int64_t begin, s
 TEST_CASE("a row in integers: every value within half a step, the largest exactly, zero as zero") {
   with_each_instruction_set([] {
     const int taken = with_each_layout({16, 32, 64, 96}, [](std::int64_t group, Row::Layout layout) {
-      std::vector<float> x = uneven(4 * group, group);
+      std::vector<float> x = uneven_floats(4 * group, group, 21);
       std::fill_n(x.begin() + 2 * group, group, 0.0F);
       const Row to = row_of(x, group, 8, layout);
       REQUIRE(to.finite());
@@ -154,7 +126,7 @@ TEST_CASE("integers with int8 and int4: the product of what they stand for") {
             CAPTURE(group);
             CAPTURE(groups);
             const Weights w = random_weights(format, 13, group * groups, group, 23);
-            const Row x = row_of(uneven(w.K, group), group, bits_of(format), layout);
+            const Row x = row_of(uneven_floats(w.K, group, 21), group, bits_of(format), layout);
             std::vector<double> values;
             for (std::int64_t i = 0; i < w.K; ++i) {
               values.push_back(static_cast<double>(x.q()[i]) * x.scales()[i / group]);
@@ -165,10 +137,10 @@ TEST_CASE("integers with int8 and int4: the product of what they stand for") {
             const std::int64_t once = groups + 3 + 16;
             const std::int64_t roundings = format == Format::int4 && layout == Row::Layout::bytes ? 3 * once : once;
             const std::vector<float> y = product(w, x, 0, w.N);
-            CHECK(wrong(w, values, y, roundings) == 0);
+            CHECK(wrong(w, values, 1, y, roundings) == 0);
             std::vector<double> other = values;
             other.back() += *std::max_element(values.begin(), values.end()) + 1;
-            CHECK(wrong(w, other, y, roundings) > 0);
+            CHECK(wrong(w, other, 1, y, roundings) > 0);
             const std::vector<float> part = product(w, x, 3, 10);
             CHECK(std::equal(part.begin() + 3, part.begin() + 10, y.begin() + 3));
             CHECK(part[2] == 12345);
@@ -234,9 +206,9 @@ TEST_CASE("bfloat16 with bfloat16: any length of row, 1 to 16 rows of x") {
       for (std::int64_t m = 0; m < M; ++m) {
         std::vector<double> values(x.exact.begin() + m * K, x.exact.begin() + (m + 1) * K);
         const std::vector<float> of_row(y.begin() + m * 29, y.begin() + (m + 1) * 29);
-        found += wrong(w, values, of_row, K + 2);
+        found += wrong(w, values, 1, of_row, K + 2);
         values[0] += 1;
-        caught += wrong(w, values, of_row, K + 2);
+        caught += wrong(w, values, 1, of_row, K + 2);
         for (std::int64_t n = 0; n < 29; ++n) {
           const auto at = static_cast<std::size_t>(m * 29 + n);
           differ += part[at] != (n >= 5 && n < 11 ? y[at] : 12345);

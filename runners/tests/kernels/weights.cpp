@@ -100,6 +100,34 @@ std::vector<float> random_floats(std::size_t count, std::uint32_t seed) {
   return values;
 }
 
+std::vector<float> uneven_floats(std::int64_t count, std::int64_t group, std::uint32_t seed) {
+  std::vector<float> values = random_floats(static_cast<std::size_t>(count), seed);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    values[i] *= std::exp2(static_cast<float>(static_cast<std::int64_t>(i) / group % 9 - 4));
+  }
+  return values;
+}
+
+std::int64_t wrong(const Weights& w, const std::vector<double>& x, std::int64_t M, const std::vector<float>& y,
+                   std::int64_t n) {
+  const double roundings = static_cast<double>(n), g = roundings * kUnit / (1 - roundings * kUnit);
+  std::int64_t found = 0;
+  for (std::int64_t m = 0; m < M; ++m) {
+    for (std::int64_t row = 0; row < w.N; ++row) {
+      double sum = 0, magnitudes = 0;
+      for (std::int64_t k = 0; k < w.K; ++k) {
+        const double product =
+            x[static_cast<std::size_t>(m * w.K + k)] * w.exact[static_cast<std::size_t>(row * w.K + k)];
+        sum += product;
+        magnitudes += std::abs(product);
+      }
+      // (not "greater": NaN must count)
+      found += !(std::abs(y[static_cast<std::size_t>(m * w.N + row)] - sum) <= g * magnitudes);
+    }
+  }
+  return found;
+}
+
 Weights random_weights(Format format, std::int64_t N, std::int64_t K, std::int64_t group, std::uint32_t seed) {
   std::mt19937 random(seed);
   Weights w{format, N, K, group, {}, {}, {}, {}};

@@ -34,6 +34,18 @@ Weights random_weights(Format format, std::int64_t N, std::int64_t K, std::int64
 /// Uniform in [-1, 1).
 std::vector<float> random_floats(std::size_t count, std::uint32_t seed);
 
+/// The same, in groups that differ in size by much.
+std::vector<float> uneven_floats(std::int64_t count, std::int64_t group, std::uint32_t seed);
+
+inline constexpr double kUnit = 0x1p-24;  // unit roundoff of float32
+
+/// How many of y [M, N] are further from the product in double of x [M, K] with w than `n` roundings of float32 allow.
+///
+/// The sum of n products in float32, in whatever order, is off by at most g * sum |x||w| with g = n u / (1 - n u)
+/// (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 4.2 and 3.1).
+std::int64_t wrong(const Weights& w, const std::vector<double>& x, std::int64_t M, const std::vector<float>& y,
+                   std::int64_t n);
+
 std::string name_of(Format format);
 kernels::Type type_of(Format format);
 
