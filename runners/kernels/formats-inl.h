@@ -16,9 +16,9 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 
+#include "bfloat16.h"
 #include "blocks.h"
 #include "kernels.h"
 
@@ -32,9 +32,6 @@ using Vector = hn::Vec<D>;
 
 template <class D>
 constexpr std::int64_t kLanes = static_cast<std::int64_t>(hn::MaxLanes(D()));
-
-/// A bfloat16 is the upper half of a float32.
-HWY_INLINE float float_of(std::uint16_t bits) { return std::bit_cast<float>(std::uint32_t{bits} << 16); }
 
 HWY_INLINE float value_of(float v) { return v; }
 

@@ -3,10 +3,10 @@
 // again before it begins, exactly. Vectors hold four columns of 16 rows of x each, so that four columns of a row of w
 // are one number for all lanes, and weights need not be turned. Machines without the instruction never come here.
 #include <algorithm>
-#include <bit>
 #include <cstring>
 
 #include "avx512.h"
+#include "bfloat16.h"
 #include "checks.h"
 #include "integers.h"
 #include "thread_space.h"
@@ -123,8 +123,6 @@ NANOCHAT_X_VNNI std::int32_t group_of_int4(const std::uint8_t* from, std::int64_
   }
   return lift_of(sums);
 }
-
-float float_of(std::uint16_t bfloat16) { return std::bit_cast<float>(std::uint32_t{bfloat16} << 16); }
 
 // Some rows of w, as the tiles want them: the parts one behind the other.
 class Panel {
