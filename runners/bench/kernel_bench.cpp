@@ -161,46 +161,36 @@ std::vector<Case> products(const Options& options, Memory& memory) {
 
 /// With as many rows of x as a prompt has: bound by arithmetic.
 std::vector<Case> prompts(const Options& options, Memory& memory) {
+  constexpr std::int64_t kBlock = 8 * kernels::kPanelRows;  // rows of w at a time
   const std::int64_t K = options.width;
   std::vector<Case> cases;
+  const auto add = [&](const std::string& name, double bytes, auto call) {
+    const Work work = [&memory, call](int thread, std::int64_t begin, std::int64_t end) {
+      std::vector<float>& y = memory.y[static_cast<std::size_t>(thread)];
+      y.resize(static_cast<std::size_t>(kRowsOfPrompt * kBlock));
+      for (; begin < end; begin += kBlock) call(y.data() - begin, begin, std::min(end, begin + kBlock));
+    };
+    cases.push_back({name, kRowsOfPrompt, bytes * static_cast<double>(K), static_cast<double>(K), work});
+  };
+  const float* x = memory.x.data();
+  const std::uint8_t *w = memory.weights.data(), *zeros = memory.zeros.data();
   for (const auto& [name, type] :
        {std::pair("matmul float32", Type::float32), std::pair("matmul bfloat16", Type::bfloat16)}) {
-    const auto work = [&memory, K, type = type](int thread, std::int64_t begin, std::int64_t end) {
-      std::vector<float>& y = memory.y[static_cast<std::size_t>(thread)];
-      y.resize(static_cast<std::size_t>(kRowsOfPrompt * 8 * kernels::kPanelRows));
-      for (std::int64_t row = begin; row < end; row += 8 * kernels::kPanelRows) {
-        kernels::matmul(memory.x.data(), kRowsOfPrompt, K, memory.weights.data(), type, y.data() - row,
-                        8 * kernels::kPanelRows, row, std::min(end, row + 8 * kernels::kPanelRows));
-      }
-    };
-    cases.push_back({name, kRowsOfPrompt, (type == Type::float32 ? 4.0 : 2.0) * static_cast<double>(K),
-                     static_cast<double>(K), work});
+    add(name, type == Type::float32 ? 4 : 2, [=, type = type](float* y, std::int64_t begin, std::int64_t end) {
+      kernels::matmul(x, kRowsOfPrompt, K, w, type, y, kBlock, begin, end);
+    });
   }
   if (!kernels::QuantizedRows::takes(options.group)) return cases;
   const auto rows = std::make_shared<kernels::QuantizedRows>(kRowsOfPrompt, K, options.group);
-  rows->quantize(memory.x.data(), 0, kRowsOfPrompt);
-  const double extra = 1.0 / static_cast<double>(options.group);
-  for (const int bits : {8, 4}) {
-    const auto work = [&memory, rows, bits](int thread, std::int64_t begin, std::int64_t end) {
-      constexpr std::int64_t kBlock = 8 * kernels::kPanelRows;
-      std::vector<float>& y = memory.y[static_cast<std::size_t>(thread)];
-      y.resize(static_cast<std::size_t>(kRowsOfPrompt * kBlock));
-      const auto* w = memory.weights.data();
-      const auto* scales = memory.scales.data();
-      for (; begin < end; begin += kBlock) {
-        const std::int64_t stop = std::min(end, begin + kBlock);
-        if (bits == 8) {
-          kernels::matmul_int8(*rows, reinterpret_cast<const std::int8_t*>(w), scales, y.data() - begin, kBlock, begin,
-                               stop);
-        } else {
-          kernels::matmul_int4(*rows, w, scales, memory.zeros.data(), y.data() - begin, kBlock, begin, stop);
-        }
-      }
-    };
-    const double bytes = bits == 8 ? 1 + 2 * extra : 0.5 + 3 * extra;
-    cases.push_back({bits == 8 ? "matmul 2 bytes x int8" : "matmul 2 bytes x int4", kRowsOfPrompt,
-                     bytes * static_cast<double>(K), static_cast<double>(K), work});
-  }
+  rows->quantize(x, 0, kRowsOfPrompt);
+  const std::uint16_t* scales = memory.scales.data();
+  const auto a_group = static_cast<double>(options.group);
+  add("matmul 2 bytes x int8", 1 + 2 / a_group, [=](float* y, std::int64_t begin, std::int64_t end) {
+    kernels::matmul_int8(*rows, reinterpret_cast<const std::int8_t*>(w), scales, y, kBlock, begin, end);
+  });
+  add("matmul 2 bytes x int4", 0.5 + 3 / a_group, [=](float* y, std::int64_t begin, std::int64_t end) {
+    kernels::matmul_int4(*rows, w, scales, zeros, y, kBlock, begin, end);
+  });
   return cases;
 }
 
